@@ -14,6 +14,7 @@ from edge.conversation.tree import Node
 from edge.errors import UsageError
 from edge.names import CACHE_HINTS
 from edge.prompt.options import NO_OPTIONS, PromptOptions
+from edge.prompt.sentences import ends_sentence
 from edge.prompt.summary import newest_summary
 from edge.request import Request, RequestOptions
 from edge.types import Message, PromptSize, Sampling
@@ -332,7 +333,7 @@ class Conversation:
             UsageError: an argument has the wrong type.
             BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
         """
-        return self._prewarm(text, attachments, options, self.id)
+        return self._prewarm(text, attachments, options, self.id, may_end=True)
 
     def count(self, text: str = "", *, attachments: Sequence[Attachment] = (), **options: Unpack[RequestOptions]) -> PromptSize:
         """Count the tokens that the whole conversation has as a prompt, with its next message and all that its template adds.
@@ -480,7 +481,15 @@ class Conversation:
             return PromptOptions(own.tools, tool_format, given.tool_choice, think)
         return replace(given, think=think)
 
-    def _prewarm(self, text: str, attachments: Sequence[Attachment], options: RequestOptions, owner: str) -> Reply:
+    def _prewarm(
+        self,
+        text: str,
+        attachments: Sequence[Attachment],
+        options: RequestOptions,
+        owner: str,
+        *,
+        may_end: bool = False,
+    ) -> Reply:
         check_text("text", text)
         check_attachments(attachments)
         self._check_size(text, attachments)
@@ -498,6 +507,8 @@ class Conversation:
             priority="background",
             lora=self.lora,
             is_prefill_only=True,
+            # Never what is stored: the template's end of a message that goes on after all would be written in vain.
+            may_end=may_end and hint == "memory" and ends_sentence(text),
             owner=owner,
         )
         turn = turns.make(request, summary=summary)

@@ -100,6 +100,7 @@ class Request:
         mix: those adapters, once they were looked up.
         is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
             generate nothing.
+        may_end: prefill also what follows the last message if nothing is added to it, where the engine can take that back.
         owner: of its blocks on the disk; None is the conversation that the reply is saved in, if there is one.
     """
 
@@ -124,4 +125,5 @@ class Request:
     lora: Lora | None = None
     mix: Mix = ()
     is_prefill_only: bool = False
+    may_end: bool = False
     owner: str | None = None

@@ -225,6 +225,8 @@ class Turn:
         matcher = self._match()
         request, tokens = self.request, self._encode_prompt()
         if request.is_prefill_only:
+            if request.may_end and self.scheduler.can_rewind:
+                return self._prefill(tokens)
             return self._prefill(self.prompting.open_prefix(self._messages, tokens, request.options))
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
         if request.answer is not None:

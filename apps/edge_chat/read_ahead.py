@@ -1,9 +1,9 @@
 """Read-ahead: a message is prefilled while it is being written, so that its reply begins sooner.
 
 Once typing pauses, the conversation, the attachments and the text so far are prefilled in the background, as far as the tokens
-cannot change any more. What is edited afterwards costs only its own prefill; sending ends it, and the reply reuses what is
-there. Nothing is stored on the disk before the message is sent. It waits while replies are generated, and leaves the battery
-alone.
+cannot change any more; behind a whole sentence, at once and to the end of the prompt, since the next key may send it. What is
+edited afterwards costs only its own prefill; sending ends it, and the reply reuses what is there. Nothing is stored on the disk
+before the message is sent. It waits while replies are generated, and leaves the battery alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from textual.timer import Timer
 
 from edge.errors import EdgeError
+from edge.prompt.sentences import ends_sentence
 from edge_chat import attachments as att
 from edge_chat.commands import parse_slash
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ReadAhead"]
 
 _PAUSE_S = 0.4
+_SENTENCE_PAUSE_S = 0.05  # Enter may be the next key
 _POWER_S = 10.0  # between two looks at the battery
 
 
@@ -73,7 +75,8 @@ class ReadAhead:
             if self._reply is not None:
                 self._reply.cancel()
         if self._is_message:
-            self._timer = self._screen.set_timer(_PAUSE_S, self._pause)
+            is_whole = ends_sentence(self._screen.composer.text.rstrip())
+            self._timer = self._screen.set_timer(_SENTENCE_PAUSE_S if is_whole else _PAUSE_S, self._pause)
 
     def _pause(self) -> None:
         self._timer = None

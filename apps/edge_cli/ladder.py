@@ -11,7 +11,7 @@ import click
 from edge.units import duration_text
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
-from edge_cli.bench import BUSY_PROCESSORS, load_of_others
+from edge_cli.bench import BUSY_PROCESSORS, find_models, load_of_others
 from edge_cli.completers import complete_backend, complete_model
 from edge_cli.group import examples
 from edge_cli.options import json_option
@@ -134,9 +134,10 @@ def _models(app: App, settings: Settings, name: str, options: dict[str, Any], fo
     from edge.registry import ENGINES
 
     backends = options["backends"]
-    packed = _find(settings, name, status)
-    student = _find(settings, options["student"], status) if options["student"] else None
-    draft = _find(settings, options["draft"], status) if options["draft"] else None
+    # The first rung is computed from the GGUF, whatever else there is.
+    packed, *others = sorted(find_models(app, settings, (name,), backends), key=lambda one: one.format != "gguf")
+    student = _find(settings, options["student"]) if options["student"] else None
+    draft = _find(settings, options["draft"]) if options["draft"] else None
     device = app.probe()
     unknown = [one for one in backends if one not in ENGINES]
     if unknown:
@@ -149,14 +150,14 @@ def _models(app: App, settings: Settings, name: str, options: dict[str, Any], fo
     return Models(
         device=device,
         start=start or packed,
-        packed=packed if start is not None else None,
+        packed=(packed, *others) if start is not None else tuple(others),
         student=student,
         draft=draft or student or (packed if start is not None else None),
         engines=backends,
     )
 
 
-def _find(settings: Settings, name: str, status: output.Status) -> Artifact:
+def _find(settings: Settings, name: str) -> Artifact:
     from edge.catalog import resolve
     from edge_cli.progress import PullProgress
 

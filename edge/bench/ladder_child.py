@@ -20,6 +20,7 @@ import msgspec
 from edge.bench.child import Problem
 from edge.bench.ladder_values import Setup, Turn
 from edge.errors import BackendError, EdgeError
+from edge.prompt.sentences import ends_sentence
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from edge.conversation.store import ConversationStore
     from edge.dialogue import Conversation
     from edge.plan.receipt import Plan
+    from edge.reply import Reply
 
 __all__ = ["Begin", "Compute", "Reached", "Say", "Score", "Unpack", "serve"]
 
-_TYPED_PER_S = 200 / 60  # characters, as of a person who types with ease
+_KEY_S = 60 / 200  # between two keys of a person who types with ease; the last one sends the message
 _BLOCK = 16  # tokens whose logits come from one pass
 
 
@@ -172,7 +174,7 @@ class _Program:
         conversation = ai.conversation(request.conversation or None, system=system, sampling=sampling)
         attachments = [Attachment("notes.txt", request.attachment)] if request.attachment else []
         cache: Any = ("disk" if setup.disk else "memory") if setup.reuses else "off"
-        ahead_ms = _type_ahead(conversation, request.text, attachments, cache) if setup.read_ahead else 0.0
+        ahead_ms = _type_ahead(conversation, request.text, attachments) if setup.read_ahead else 0.0
         started = time.perf_counter()
         reply = conversation.send(request.text, attachments=attachments, cache=cache)
         first_s: float | None = None
@@ -278,17 +280,25 @@ def _check(plan: Plan, setup: Setup) -> None:
             raise BackendError(f"{option} is {real} after loading, and {wanted} was to be measured.", "See: edge doctor")
 
 
-def _type_ahead(conversation: Conversation, text: str, attachments: Any, cache: Any) -> float:
-    """Prefill all but the last word of a message, as the chat does while it is typed, and return the milliseconds.
+def _type_ahead(conversation: Conversation, text: str, attachments: Any) -> float:
+    """Prefill a message as the chat does while it is typed, and return the milliseconds.
 
-    It gets as long as typing takes, at most; where it is done sooner nobody has to wait for the rest.
+    First all but its last word, for which there is as long as typing it takes; then, where it ends a sentence, all of it, for
+    which there is one key's time until it is sent. Where the engine is done sooner nobody has to wait for the rest.
     """
+    head, _, last = text.rpartition(" ")
+    began = time.perf_counter()
+    for part, seconds in ((head, _KEY_S * (len(head) + len(last))), (text, _KEY_S)):
+        if part and (part is head or ends_sentence(text)):
+            _await(conversation.prewarm(part, attachments=attachments, cache="memory"), seconds)
+    return 1000 * (time.perf_counter() - began)
+
+
+def _await(reply: Reply, seconds: float) -> None:
+    """Wait until a prefill is done, so long at most; it goes on behind that."""
     done = threading.Event()
-    started = time.perf_counter()
-    reply = conversation.prewarm(text.rpartition(" ")[0], attachments=attachments, cache=cache)
     reply.on_done(lambda _: done.set())
-    done.wait(len(text) / _TYPED_PER_S)
-    return 1000 * (time.perf_counter() - started)
+    done.wait(seconds)
 
 
 def _score(ai: Assistant, setup: Setup, request: Score) -> Reached:

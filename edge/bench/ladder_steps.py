@@ -35,7 +35,7 @@ class Models:
     Attributes:
         device: from `edge.device.probe`.
         start: the model of the first rung, in 16 bits where that can be made.
-        packed: the model as it is, if `start` was made of it; otherwise None.
+        packed: the model as it is, in each of its formats, if `start` was made of it; otherwise ().
         student: the same model with fewer layers; None without one.
         draft: a smaller model that guesses tokens; None without one.
         engines: names that may be used; () for every one that is installed and chosen unasked.
@@ -44,7 +44,7 @@ class Models:
 
     device: DeviceProfile
     start: Artifact
-    packed: Artifact | None = None
+    packed: tuple[Artifact, ...] = ()
     student: Artifact | None = None
     draft: Artifact | None = None
     engines: tuple[str, ...] = ()
@@ -181,11 +181,14 @@ def _draft(models: Models, below: Setup) -> list[Variant] | str:
 
 
 def _packed(models: Models, below: Setup) -> list[Variant] | str:
-    if models.packed is None:
+    if not models.packed:
         return "the model has no fewer bits than on the first rung"
-    kind = models.packed.quantisation
-    found = _on_engines(models, models.packed, replace(below, draft=None), with_below=True)
-    return [Variant(f"{kind}, {one.title}", one.setup) for one in found] or f"no engine here runs {kind}"
+    found: list[Variant] = []
+    for artifact in models.packed:
+        kind = artifact.quantisation if artifact.format == "gguf" else artifact.kind
+        tried = _on_engines(models, artifact, replace(below, draft=None), with_below=True)
+        found += [Variant(f"{kind}, {one.title}", one.setup) for one in tried]
+    return found or "no engine here runs it"
 
 
 def _kv_type(models: Models, below: Setup) -> list[Variant] | str:

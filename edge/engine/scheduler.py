@@ -123,6 +123,11 @@ class Scheduler:
         return self._cache.wants_checkpoints
 
     @property
+    def can_rewind(self) -> bool:
+        """True if a prompt that goes on in another way costs only what is different."""
+        return self._backend.capabilities.rewind
+
+    @property
     def n_seq(self) -> int:
         """How many replies run side by side at most."""
         return self._backend.capabilities.n_seq

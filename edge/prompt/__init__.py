@@ -16,5 +16,6 @@ prompting.py     messages to prompt tokens, tokenising only new text
 tokenizers.py    the tokenizer of a loaded model, usable from any thread
 hf_tokenizer.py  the tokenizer of a Hugging Face folder
 stream.py        token bytes to whole characters, and stop texts
+sentences.py     where a text that is being written may be complete
 repetition.py    replies that only repeat themselves
 """

@@ -39,7 +39,7 @@ def test_the_ladder_of_the_real_model(model_path: Path, tmp_path: Path, monkeypa
 
     steps = (Step("all", "lossless", all_at_once, worth=0.0), *(step for step in STEPS if step.name == "int4"))
     monkeypatch.setattr(ladder_module, "STEPS", steps)
-    models = Models(probe(), start, packed, engines=("llamacpp",), n_ctx=1024)
+    models = Models(probe(), start, (packed,), engines=("llamacpp",), n_ctx=1024)
     done = run_ladder(models, budget_s=1e9, entry=ENTRY, folder=tmp_path, work=WORK)
     naive, fast, int4 = done.rungs
     assert naive.chat is not None
