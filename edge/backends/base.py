@@ -168,6 +168,7 @@ class Backend(ABC):
         n_ctx: cells of the KV cache, for all sequences together where `capabilities.shared_cells` is true, otherwise for each.
             Only `resize` changes it.
         adapters: LoRA adapters that were loaded with the model; `set_adapters` names them by their place here.
+        is_faster_next: loading it stored something, so that the next load takes less time.
         kv_window: tokens of a sliding window, 0 for none: only ranges shorter than it, among the newest of a sequence, can be
             exported.
         chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from position 0;
@@ -184,6 +185,7 @@ class Backend(ABC):
     chunk_size: int
     chunk_grain: int = 64
     kv_window: int = 0
+    is_faster_next: bool = False
     adapters: tuple[Adapter, ...] = ()
 
     @abstractmethod

@@ -12,6 +12,8 @@ from edge.errors import CancelledError
 from edge.registry import load_entry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
 
@@ -26,6 +28,7 @@ class OpenVINOBackend(LogitsBackend):
     Args:
         plan: what to load and how. The artifact is a GGUF file.
         on_progress: as in `open_backend`.
+        cache_dir: for transformed models; None is the setting paths.cache_dir.
 
     Attributes:
         passes: runs the model.
@@ -42,7 +45,9 @@ class OpenVINOBackend(LogitsBackend):
     name = "openvino"
     block_magic = b"EDGEOV1\0"
 
-    def __init__(self, plan: Plan, *, on_progress: Callable[[float], bool] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, *, on_progress: Callable[[float], bool] | None = None, cache_dir: Path | None = None
+    ) -> None:
         from edge.backends.openvino.passes import open_passes
         from edge.backends.openvino.rotation import rotation_variant
         from edge.formats.gguf import read_header
@@ -51,6 +56,10 @@ class OpenVINOBackend(LogitsBackend):
             if on_progress is not None and not on_progress(share):
                 raise CancelledError("Loading was stopped.")
 
+        if cache_dir is None:
+            from edge.config.load import load_settings
+
+            cache_dir = load_settings(strict=False).paths.cache_dir
         report(0.0)
         self._library = load_library()
         path = plan.artifact.path
@@ -58,7 +67,8 @@ class OpenVINOBackend(LogitsBackend):
         tokenizer, about = load_entry("edge.backends.llamacpp.model:open_vocabulary")(path)
         try:
             report(0.1)
-            self.passes, attention = open_passes(self._library, header, plan)
+            self.passes, attention = open_passes(self._library, header, plan, cache_dir)
+            self.is_faster_next = self.passes.is_stored
             report(1.0)
         except BaseException:
             tokenizer.close()

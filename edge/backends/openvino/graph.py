@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from edge.backends.openvino.shape import Shape
     from edge.backends.openvino.tensors import Tensors
 
-__all__ = ["Graph", "NoPagedAttentionError", "build", "check_kinds", "count_kinds"]
+__all__ = ["ATTENTION", "Graph", "NoPagedAttentionError", "build", "check_kinds", "count_kinds"]
 
-_ATTENTION, _WINDOW_INPUT = "PagedAttentionExtension", 10  # the operation's name, and which of its inputs is the window
+ATTENTION = "PagedAttentionExtension"
+"""The operation of paged attention."""
+_WINDOW_INPUT = 10  # which of its inputs is the window
 _TO_THE_END = np.iinfo(np.int64).max
 
 
@@ -82,7 +84,7 @@ def count_kinds(ov: Any, compiled: Any) -> Counter[str]:
 
 def _check_windows(model: Any, shape: Shape) -> None:
     """Refuse a model whose windows were not recognised. The operation has a constant 0 for a layer that sees everything."""
-    sources = [op.input_value(_WINDOW_INPUT).get_node() for op in model.get_ops() if op.get_type_name() == _ATTENTION]
+    sources = [op.input_value(_WINDOW_INPUT).get_node() for op in model.get_ops() if op.get_type_name() == ATTENTION]
     n_found = sum(node.get_type_name() != "Constant" or bool(node.data.any()) for node in sources)
     n_expected = sum(window > 0 for window in shape.windows)
     if n_found != n_expected:

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.backends.openvino.blocks import BLOCK, Blocks
-from edge.backends.openvino.graph import NoPagedAttentionError, build, check_kinds, count_kinds
+from edge.backends.openvino.compiled import Source, compile_model
+from edge.backends.openvino.graph import NoPagedAttentionError, check_kinds, count_kinds
 from edge.backends.openvino.library import find_device, infer, wrap_errors
-from edge.backends.openvino.shape import Shape, read_shape
+from edge.backends.openvino.shape import read_shape
 from edge.backends.openvino.stateful import StatefulPasses
 from edge.backends.openvino.tensors import Tensors
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy.typing as npt
 
     from edge.formats.gguf import GGUFHeader
@@ -25,18 +28,20 @@ __all__ = ["KV_TYPES", "Passes", "Piece", "open_passes"]
 
 KV_TYPES = ("f16", "f32", "u8")
 _KV_GROUP = 32  # numbers of a key or value in 8 bits that share a scale and a zero point
+_TRIED = 48  # tokens; more than one block
 
 Piece = tuple[int, int, Sequence[int], int]
 """Tokens that a pass appends: (sequence, positions that it has, tokens, of how many at the end logits are wanted)."""
 
 
-def open_passes(ov: Any, header: GGUFHeader, plan: Plan) -> tuple[Passes | StatefulPasses, str]:
+def open_passes(ov: Any, header: GGUFHeader, plan: Plan, cache_dir: Path | None = None) -> tuple[Passes | StatefulPasses, str]:
     """Return what runs a model, and which attention it has, for the receipt.
 
     Args:
         ov: the module openvino.
         header: of the file.
         plan: path, accelerator, threads, KV types, cells and sequences.
+        cache_dir: as in `compile_model`.
 
     Raises:
         UsageError: keys or values cannot have the type of the plan.
@@ -57,7 +62,7 @@ def open_passes(ov: Any, header: GGUFHeader, plan: Plan) -> tuple[Passes | State
         passes = StatefulPasses(ov, shape, tensors, plan, device=device, properties=properties)
         return passes, f"stateful: on {passes.device_name}, which has not been tested"
     try:
-        return Passes(ov, shape, tensors, plan), "paged"
+        return Passes(ov, Source(header, shape, tensors, plan), cache_dir), "paged"
     except NoPagedAttentionError as error:
         why = error.message
     return StatefulPasses(ov, shape, tensors, plan, device="CPU", properties=_properties(plan)), f"stateful: {why}"
@@ -68,11 +73,12 @@ class Passes:
 
     Args:
         ov: the module openvino.
-        shape, tensors: of the model.
-        plan: threads, KV types, cells and sequences.
+        source: the model, and the plan with its threads, KV types, cells and sequences.
+        cache_dir: as in `compile_model`.
 
     Attributes:
         blocks: keys and values.
+        is_stored: as in Compiled.
         kinds: operations of the compiled model, by kind.
 
     Raises:
@@ -81,16 +87,16 @@ class Passes:
         ModelTooLargeError: memory ran out.
     """
 
-    def __init__(self, ov: Any, shape: Shape, tensors: Tensors, plan: Plan) -> None:
-        self._ov, self._n_seq = ov, plan.n_seq
-        with wrap_errors("build the model"):
-            graph = build(ov, shape, tensors)
-        with wrap_errors("compile the model"):
-            compiled = ov.Core().compile_model(graph.model, "CPU", _properties(plan))
-        expected = graph.expected
-        del graph  # the compiled one has its own weights
-        self.kinds = count_kinds(ov, compiled)
-        check_kinds(self.kinds, expected)
+    def __init__(self, ov: Any, source: Source, cache_dir: Path | None = None) -> None:
+        self._ov, self._n_seq = ov, source.plan.n_seq
+        found = compile_model(ov, source, _properties(source.plan), cache_dir=cache_dir, is_same=self._is_same)
+        self.is_stored = found.is_stored
+        self.kinds = count_kinds(ov, found.model)
+        check_kinds(self.kinds, found.expected)
+        self._open(found.model)
+        self.allocate(source.plan.n_ctx)
+
+    def _open(self, compiled: Any) -> None:
         self._ports = {
             port.get_any_name(): (
                 port.get_element_type(),
@@ -100,7 +106,18 @@ class Passes:
             if "_cache." in port.get_any_name()
         }
         self._request = compiled.create_infer_request()
-        self.allocate(plan.n_ctx)
+
+    def _is_same(self, one: Any, other: Any) -> bool:
+        """Return whether two compiled models compute the same bits: of a prompt, and of a token behind it."""
+        found = []
+        for compiled in (one, other):
+            self._open(compiled)
+            self.allocate(_TRIED)
+            prompt, last = list(range(1, _TRIED - 1)), [_TRIED]
+            rows = [self.run([(0, 0, prompt, len(prompt))]), self.run([(0, len(prompt), last, 1)])]
+            found.append([row[0].copy() for row in rows if row is not None])
+            self.close()
+        return all(np.array_equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
     def allocate(self, n_ctx: int) -> None:
         """Replace keys and values by empty ones of so many cells.

@@ -117,12 +117,15 @@ class StatefulPasses:
         blocks: keys and values.
         device_name: as OpenVINO says it.
         kinds: operations of the compiled model, by kind.
+        is_stored: never; see `compiled.py`.
 
     Raises:
         UsageError: keys or values cannot have the type of the plan.
         BackendError: OpenVINO did not recognise parts of the model, and would be slow.
         ModelTooLargeError: memory ran out.
     """
+
+    is_stored = False
 
     def __init__(self, ov: Any, shape: Shape, tensors: Tensors, plan: Plan, *, device: str, properties: dict[str, Any]) -> None:
         kv_type = plan.kv_type_k
