@@ -164,21 +164,31 @@ class Checkpoint:
         parts = self.parts(name, self.tensors[name].size_bytes)
         return next(parts).reshape(self.tensors[name].shape)
 
-    def parts(self, name: str, n_bytes: int = 16 << 20) -> Iterator[NDArray[np.generic]]:
-        """Read one tensor in flat pieces of at most `n_bytes`, a multiple of 8; see `load` for types and errors."""
+    def parts(
+        self, name: str, n_bytes: int = 16 << 20, *, start: int = 0, end: int | None = None
+    ) -> Iterator[NDArray[np.generic]]:
+        """Read bytes [start, end) of a tensor in flat pieces of at most `n_bytes`; see `load` for types and errors."""
         import ml_dtypes
         import numpy as np
 
         dtypes: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
         info = self.tensors[name]
         with info.shard.open("rb") as file:
-            file.seek(info.offset)
-            for start in range(0, info.size_bytes, n_bytes):
-                wanted = min(n_bytes, info.size_bytes - start)
+            file.seek(info.offset + start)
+            stop = info.size_bytes if end is None else end
+            for first in range(start, stop, n_bytes):
+                wanted = min(n_bytes, stop - first)
                 values = np.fromfile(file, dtype=np.uint8, count=wanted)
                 if values.size != wanted:
                     raise ModelFileError(f"{info.shard.name} ends inside of {name}.", "Download that file again.")
                 yield values.view(dtypes[info.dtype])
+
+    def load_rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """Read rows [start, stop) of a matrix; see `load` for types and errors."""
+        info = self.tensors[name]
+        row_bytes = info.size_bytes // info.shape[0]
+        parts = self.parts(name, (stop - start) * row_bytes, start=start * row_bytes, end=stop * row_bytes)
+        return next(parts).reshape(stop - start, *info.shape[1:])
 
     def load_f32(self, name: str) -> NDArray[np.float32]:
         """Read one tensor as float32."""

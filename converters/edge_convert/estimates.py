@@ -6,10 +6,8 @@ on the model: the libraries. Mapped files do not count: the system drops their p
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.formats.gguf import read_header
 from edge_convert.smaller.recipe import ANSWERS_AT_ONCE, ROWS_AT_ONCE
 
 if TYPE_CHECKING:
@@ -27,6 +25,7 @@ __all__ = [
     "quantise",
     "read_gguf",
     "read_texts",
+    "read_tokenizer",
     "tokenise_texts",
     "write_answers",
     "write_gguf",
@@ -36,7 +35,7 @@ _HERE = 30_000_000  # the command itself, while a step runs in a process of its 
 _PYTHON = _HERE + 45_000_000  # and the process of a step, with numpy
 _TORCH = _HERE + 220_000_000  # with torch and transformers
 _COREML = 270_000_000  # with coremltools, which imports torch
-_BUILDER = 330_000_000  # with onnxruntime-genai's model builder
+_ONNX = 150_000_000  # with onnx and onnxruntime, and pieces of weights
 _LLAMA_CPP = 95_000_000  # a process of llama.cpp that computes
 _VOCABULARY_BYTES = 3_500  # per token, while a tokenizer is read and rebuilt in Python objects
 _PIECES = 200_000_000  # of the head, while logits are computed in pieces
@@ -70,23 +69,14 @@ def quantise(facts: Facts) -> int:
     return _PYTHON + (facts.largest * 3 // 4 if facts.quantised else facts.largest * 19 // 4)
 
 
+def read_tokenizer(facts: Facts) -> int:
+    """Estimate reading only the tokenizer of a GGUF: its vocabulary in Python objects, then two tokenizers."""
+    return _PYTHON + 2_800 * facts.n_vocab
+
+
 def build_onnx(facts: Facts, precision: str) -> int:
-    """Estimate onnxruntime-genai's builder, which copies the whole float32 graph into one message before it quantises.
-
-    For a GGUF's own blocks it writes matrix by matrix in float32, then blocks replace them.
-    """
-    n_params, largest = facts.n_params, facts.largest
-    if precision == "int4" and _can_carry(facts.carried_gguf):
-        return _PYTHON + max(_BUILDER + 8 * largest, 90_000_000 + n_params + 4 * largest)
-    # The largest matrix, a head of 262,144 rows for example, is copied for the quantiser: measured with Gemma 3 270M.
-    return _PYTHON + _BUILDER + (8 * largest if precision == "fp32" else 5 * n_params + 16 * largest)
-
-
-def _can_carry(path: Path | None) -> bool:
-    """Return whether the blocks of all matrices of a GGUF fit, as onnx.blocks.can_carry does, from its header alone."""
-    return path is not None and all(
-        tensor.type in ("Q4_0", "Q4_1", "Q8_0") for tensor in read_header(path).tensors if len(tensor.shape) > 1
-    )
+    """Estimate writing ONNX: weights pass through in pieces, but for matrices in float32, which are transposed whole."""
+    return _TORCH + _ONNX + (4 * facts.largest if precision == "fp32" else 0)
 
 
 def build_coreml(facts: Facts, *, is_walked: bool) -> int:

@@ -130,9 +130,20 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return 2 * self.n_params
 
     @property
+    def source_gguf(self) -> Path | None:
+        """The GGUF that the model is, unless a step made it."""
+        return self.input.path if self.input.kind == "gguf" and not self.made_by else None
+
+    @property
     def carried_gguf(self) -> Path | None:
         """The GGUF whose blocks another format may take over unchanged."""
-        return self.input.path if self.input.kind == "gguf" and self.quantised else None
+        return self.source_gguf if self.quantised else None
+
+    def needs_checkpoint(self, request: Request) -> bool:
+        """Return whether a step reads the weights of the source GGUF from a checkpoint."""
+        is_copied = "gguf" not in request.formats or set(request.gguf.quantisations) == {self.quantised}
+        is_needed = request.changes_model or request.card or "coreml" in request.formats or not is_copied
+        return self.input.kind == "gguf" and is_needed
 
     def open(self, folder_of: FolderOf) -> Checkpoint:
         """Open the model's checkpoint: the user's, the one read back from a GGUF, or the one that a step made."""

@@ -19,7 +19,7 @@ from edge_convert.facts import BY_BITS, SMALLER_TOOLS, Facts, Request, read_fact
 from edge_convert.gguf.imatrix import read_calibration
 from edge_convert.gguf.limits import context_length
 from edge_convert.gguf.quantise import ill_fitting_share, type_of_weights
-from edge_convert.gguf.steps import read_step
+from edge_convert.gguf.steps import read_step, tokenizer_step
 from edge_convert.inputs import Input
 from edge_convert.manifest import digest_file, tool_versions
 from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress, digest_of
@@ -90,9 +90,10 @@ def _completed(request: Request, facts: Facts) -> Request:
 
 def _steps(facts: Facts, request: Request) -> list[Step]:
     steps = [_hash_step(facts)]
-    copies_blocks = request.formats == ("gguf",) and set(request.gguf.quantisations) == {facts.quantised}
-    if facts.input.kind == "gguf" and (request.changes_model or request.card or not copies_blocks):
+    if facts.needs_checkpoint(request):
         steps.append(read_step(facts))
+    elif facts.source_gguf and "onnx" in request.formats:
+        steps.append(tokenizer_step(facts))
     reference = facts
     if request.adapter:
         steps.append(merge_step(facts, request.adapter))

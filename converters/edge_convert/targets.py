@@ -46,8 +46,8 @@ TARGETS: dict[Format, Target] = {
     "gguf": Target("edge_convert.gguf.steps", ("gguf", "llama_cpp_python", "numpy")),
     "onnx": Target(
         "edge_convert.onnx.steps",
-        ("onnx", "onnxruntime", "onnxruntime-genai", "torch", "transformers"),
-        ("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
+        ("gguf", "numpy", "onnx", "transformers"),
+        ("onnx", "onnxruntime"),
     ),
     "coreml": Target("edge_convert.coreml.steps", ("coremltools", "torch", "transformers", "numpy"), ("coremltools",)),
 }

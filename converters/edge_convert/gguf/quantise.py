@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ import msgspec
 from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf import GGUFHeader, read_header
 from edge.formats.gguf_tables import FILE_TYPES
-from edge_convert.checkpoint import Checkpoint
 from edge_convert.full_disk import name_full_disk
 from edge_convert.gguf.engine import run_task
 from edge_convert.strings import varied_strings
-from edge_convert.tokenizer_files import load_tokenizer
+from edge_convert.tokenizer_files import library_reads, load_tokenizer
 
 __all__ = [
     "FLOATS",
@@ -165,19 +164,25 @@ def ill_fitting_share(name: str, shapes: Iterable[Sequence[int]]) -> float:
 
 def check_tokenizer(
     gguf: Path,
-    checkpoint: Checkpoint,
+    folder: Path,
+    n_vocab: int,
     on_progress: Callable[[float], None] | None = None,
     count: int = _CHECKED_STRINGS,
     *,
+    name: str = "",
+    is_own: bool = False,
     hint: str = "This tokenizer cannot be carried over to GGUF. Convert to another format: --to onnx or --to coreml",
 ) -> int:
     """Compare llama.cpp's token ids with those of the checkpoint's tokenizer on varied strings, and on each added token.
 
     Args:
         gguf: the file.
-        checkpoint: made from it, or the other way round.
+        folder: of the checkpoint that it was made from, or the other way round; its weights are not read.
+        n_vocab: rows of the embedding.
         on_progress: called with the share that is done.
         count: number of varied strings.
+        name: of the model, for messages; "" is the folder's.
+        is_own: edge wrote tokenizer.json; others go through transformers, which corrects some.
         hint: what to do where they differ.
 
     Returns:
@@ -186,37 +191,44 @@ def check_tokenizer(
     Raises:
         ModelFileError: some are tokenised differently; the first is shown.
     """
+    from tokenizers import Tokenizer
+
     from edge_convert.gguf.vocabulary import SPACE, read_vocabulary
 
-    tokenizer = load_tokenizer(checkpoint.folder)
-    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.model.n_vocab)
-    added = _added_tokens(tokenizer, SPACE if vocabulary.model == "llama" else "")
+    if is_own:
+        with library_reads(f"tokenizer.json of {folder.name}"):
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        tokenizer = load_tokenizer(folder).backend_tokenizer
+    tokens = tokenizer.get_added_tokens_decoder()
+    vocabulary = read_vocabulary(folder, n_vocab)
+    added = _added_tokens(tokens, SPACE if vocabulary.model == "llama" else "")
     texts = varied_strings(
         count,
         _SEED,
         specials=added,
-        is_normalised=tokenizer.backend_tokenizer.normalizer is not None,
-        has_ascii_spaces=any(token.rstrip for token in tokenizer.added_tokens_decoder.values()),
+        is_normalised=tokenizer.normalizer is not None,
+        has_ascii_spaces=any(token.rstrip for token in tokens.values()),
         has_marks=vocabulary.pre not in ("tekken", "gpt-4o"),
     )
     texts += [f"a{token}b {token} c" for token in added]
-    theirs = [list(ids) for ids in tokenizer(texts)["input_ids"]]
+    theirs = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     ours = run_task("tokenise", {"model": str(gguf), "texts": texts}, on_progress)
     different = [index for index, (ids, others) in enumerate(zip(ours, theirs, strict=True)) if ids != others]
     if different:
         first = different[0]
         raise ModelFileError(
-            f"llama.cpp tokenises {len(different)} of {len(texts)} test strings differently from {checkpoint.name}'s "
+            f"llama.cpp tokenises {len(different)} of {len(texts)} test strings differently from {name or folder.name}'s "
             f"tokenizer.json, for example {texts[first][:60]!r}: {_around_difference(ours[first], theirs[first])}.",
             hint,
         )
     return count
 
 
-def _added_tokens(tokenizer: Any, space: str) -> list[str]:
+def _added_tokens(tokens: Mapping[int, Any], space: str) -> list[str]:
     """Return the added tokens as people write them, `space` as a space; of many some that are spread over all."""
-    by_id = sorted(tokenizer.get_added_vocab().items(), key=lambda entry: entry[1])
-    texts = [text.replace(space, " ") if space else text for text, _ in by_id]
+    texts = [tokens[index].content for index in sorted(tokens)]
+    texts = [text.replace(space, " ") for text in texts] if space else texts
     return texts[:: -(-len(texts) // _MOST_ADDED)] if texts else []
 
 

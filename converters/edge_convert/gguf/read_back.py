@@ -21,8 +21,8 @@ import numpy as np
 from gguf import GGUFReader, dequantize
 
 from edge.errors import ModelFileError
+from edge.formats.gguf import GGUFHeader, read_header
 from edge.formats.gguf import TensorInfo as GGUFTensor
-from edge.formats.gguf import read_header
 from edge_convert.architectures import Architecture, find_gguf_architecture
 from edge_convert.checkpoint import SOURCE_NOTE, open_checkpoint
 from edge_convert.gguf.engine import run_task
@@ -36,7 +36,9 @@ from edge_convert.tokenizer_files import library_reads
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["checkpoint_from_gguf"]
+__all__ = ["checkpoint_from_gguf", "tokenizer_from_gguf"]
+
+_OTHERWISE = "Convert the checkpoint that it was made from."
 
 _SHARD_BYTES = 4 << 30
 _PART_ELEMENTS = 1 << 20
@@ -83,6 +85,29 @@ def checkpoint_from_gguf(
         ModelFileError: the file is damaged, edge does not convert its architecture or tokenizer, or that gives other tokens.
         BackendError: llama.cpp cannot read the file's tokenizer.
     """
+    header, architecture, model, names = _write_parts(path, out)
+    _write_weights(_entries(GGUFReader(path), names), architecture, model, out, on_progress)
+    in_file, kind = header.metadata.get("general.license"), type_of_weights(header)
+    note = {
+        "source": source or path.name,
+        "licence": licence or (in_file if isinstance(in_file, str) else None),
+        "source_quantised": None if kind in FLOATS else kind,
+    }
+    _write_json(out / SOURCE_NOTE, note)
+    open_checkpoint(out)  # complete, as the next step will find it
+    check_tokenizer(path, out, model.n_vocab, name=path.name, hint=_OTHERWISE)
+    return out
+
+
+def tokenizer_from_gguf(path: Path, out: Path) -> Path:
+    """Write a GGUF file as a checkpoint folder without weights, and compare its tokenizer; see `checkpoint_from_gguf`."""
+    _, _, model, _ = _write_parts(path, out)
+    check_tokenizer(path, out, model.n_vocab, name=path.name, is_own=True, hint=_OTHERWISE)
+    return out
+
+
+def _write_parts(path: Path, out: Path) -> tuple[GGUFHeader, Architecture, ModelConfig, Mapping[str, GGUFTensor]]:
+    """Write everything but the weights. Returns what the file says, and its tensors by their names in a checkpoint."""
     header = read_header(path)  # refuses damage that would trip the library below
     architecture = find_gguf_architecture(header.architecture, path.name)
     logging.getLogger("gguf").setLevel(logging.ERROR)
@@ -93,34 +118,31 @@ def checkpoint_from_gguf(
     _write_json(out / "config.json", config)
     if header.chat_template:
         (out / "chat_template.jinja").write_text(header.chat_template, encoding="utf-8")
-    _write_weights(_entries(GGUFReader(path), names), architecture, model, out, on_progress)
-    in_file, kind = header.metadata.get("general.license"), type_of_weights(header)
-    note = {
-        "source": source or path.name,
-        "licence": licence or (in_file if isinstance(in_file, str) else None),
-        "source_quantised": None if kind in FLOATS else kind,
-    }
-    _write_json(out / SOURCE_NOTE, note)
-    check_tokenizer(path, open_checkpoint(out), hint="Convert the checkpoint that it was made from.")
-    return out
+    return header, architecture, model, names
 
 
 def _write_tokenizer(path: Path, out: Path, model: ModelConfig) -> None:
     """Write the tokenizer's files. What a large vocabulary takes in Python objects is released at the end."""
     with library_reads(f"The tokenizer of {path.name}"):
-        reader = GGUFReader(path)
-        tokenizer, tokenizer_config = build_tokenizer(reader, path.name)
+        fields = _read_fields(path)
+        tokenizer, tokenizer_config = build_tokenizer(fields, path.name)
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "tokenizer.json", tokenizer)
     _write_json(out / "tokenizer_config.json", tokenizer_config)
-    _write_json(out / "generation_config.json", {"eos_token_id": _end_ids(path, reader, model)})
+    _write_json(out / "generation_config.json", {"eos_token_id": _end_ids(path, fields, model)})
 
 
-def _end_ids(path: Path, reader: GGUFReader, model: ModelConfig) -> list[int]:
+def _read_fields(path: Path) -> dict[str, Any]:
+    """Return the metadata that make the tokenizer. The reader takes ten times their size, and is released."""
+    reader = GGUFReader(path)
+    wanted = [name for name in reader.fields if name.startswith("tokenizer.ggml.") or name == "general.name"]
+    return {name: reader.fields[name].contents() for name in wanted}
+
+
+def _end_ids(path: Path, fields: Mapping[str, Any], model: ModelConfig) -> list[int]:
     """Return the ids that end a reply: the file's own first, then what llama.cpp takes for one by its text."""
-    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
-    types = reader.get_field("tokenizer.ggml.token_type")
-    kinds = types.contents() if types else [NORMAL] * len(tokens)
+    tokens = fields["tokenizer.ggml.tokens"]
+    kinds = fields.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     known = run_task("find_ends", {"model": str(path)})
     # llama.cpp also takes a comma where a byte-level file names no end, and </s> where that is an HTML tag.
     marked = [token for token in known if kinds[token] == CONTROL or LOOKS_SPECIAL.fullmatch(tokens[token])]
@@ -207,4 +229,6 @@ def _weights(entry: _Entry, architecture: Architecture, model: ModelConfig) -> I
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)  # piece by piece: a large vocabulary has 35 MB
+        file.write("\n")

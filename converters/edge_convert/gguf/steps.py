@@ -16,7 +16,7 @@ from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, des
 from edge_convert.gguf.vocabulary import check_kind
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
 
-__all__ = ["make_steps", "read_step"]
+__all__ = ["make_steps", "read_step", "tokenizer_step"]
 
 _CORE_BYTES_S = 40e6  # weights that a core quantises in a second, in 16 bits; measured on a slow one
 _CORE_CALIBRATION_S = 6e-11  # seconds per weight and token
@@ -68,6 +68,24 @@ def read_step(facts: Facts) -> Step:
     )
 
 
+def tokenizer_step(facts: Facts) -> Step:
+    """Plan the step that reads all but the weights of a GGUF, for steps that take those from the file."""
+
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        from edge_convert.gguf.read_back import tokenizer_from_gguf
+
+        tokenizer_from_gguf(facts.input.path, folder)
+
+    return Step(
+        name="tokenizer",
+        title="Read the tokenizer of the GGUF",
+        work=work,
+        seconds=3 + facts.n_vocab / 30e3,
+        memory_bytes=estimates.read_tokenizer(facts),
+        is_heavy=True,
+    )
+
+
 def _write_step(facts: Facts) -> Step:
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         from edge_convert.gguf.check_logits import check_logits
@@ -77,7 +95,13 @@ def _write_step(facts: Facts) -> Step:
         path = folder / "base.gguf"
         precision = lossless_precision(checkpoint)
         write_gguf(checkpoint, path, precision, lambda share: on_progress("weights", share * 0.7))
-        check_tokenizer(path, checkpoint, lambda share: on_progress("comparing tokens", 0.7 + share * 0.1))
+        check_tokenizer(
+            path,
+            checkpoint.folder,
+            checkpoint.model.n_vocab,
+            lambda share: on_progress("comparing tokens", 0.7 + share * 0.1),
+            name=checkpoint.name,
+        )
         on_progress("comparing logits", 0.8)
         check_logits(path, checkpoint, precision, folder)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from gguf import GGUFReader
 from tokenizers import Tokenizer
 
 from edge.errors import ModelFileError
@@ -63,16 +63,18 @@ class _Facts(msgspec.Struct):
     merges: list[str] = []
 
 
-def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def build_tokenizer(fields: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Make tokenizer.json and tokenizer_config.json.
+
+    Args:
+        fields: of the file's metadata, by their names.
+        where: the file, for messages.
 
     Raises:
         ModelFileError: the tokenizer is of another kind, or splits text by an unknown rule.
     """
     facts = {
-        name.removeprefix("tokenizer.ggml."): field.contents()
-        for name, field in reader.fields.items()
-        if name.startswith("tokenizer.ggml.")
+        name.removeprefix("tokenizer.ggml."): value for name, value in fields.items() if name.startswith("tokenizer.ggml.")
     }
     try:
         msgspec.convert(facts, _Facts)
@@ -93,8 +95,7 @@ def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dic
     n_used = max((at + 1 for at, kind in enumerate(types) if kind != UNUSED), default=0)
     vocabulary = {text: index for index, text in enumerate(tokens[:n_used])}
     content = _sentencepiece(facts, tokens, types, vocabulary) if is_sentencepiece else _byte_level(facts, vocabulary, where)
-    general = reader.fields.get("general.name")
-    name = str(general.contents()).lower() if general else ""
+    name = str(fields.get("general.name") or "").lower()
     swallows = any(part in name for part in _SWALLOWING_NAMES)
     content["added_tokens"] = [
         _added(index, text, types[index], swallows)

@@ -1,16 +1,13 @@
-"""Makes an ONNX model of a checkpoint: int4 MatMulNBits and GroupQueryAttention, past and present KV as inputs and outputs.
+"""Makes an ONNX model: int4 MatMulNBits and GroupQueryAttention, past and present KV as inputs and outputs.
 
-The model builder of onnxruntime-genai makes the graph in a child process: it prints, changes sys.path and keeps memory, and can
-only be stopped that way. The result is a folder in the layout of onnxruntime-genai (genai_config.json), which plain onnxruntime
-loads too. A checkpoint from an int4 GGUF is not quantised a second time: blocks.py carries its blocks over.
+decoder.py writes the graph, and the weights pass through memory a piece at a time (matrices.py). The result is a folder in the
+layout of onnxruntime-genai (genai_config.json), which plain onnxruntime loads too. The blocks of a GGUF are not quantised a
+second time, but carried over (blocks.py).
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import re
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +15,12 @@ from typing import Literal
 
 import msgspec
 
-from edge.child import Child, python_command
-from edge.errors import BackendError, ModelFileError, UsageError
+from edge.errors import ModelFileError, UsageError
+from edge_convert.architectures import find_architecture
+from edge_convert.checkpoint import open_checkpoint, read_json
+from edge_convert.model_config import read_model_config
 from edge_convert.onnx.limits import check_config
+from edge_convert.shapes import EMBEDDING, tensor_shapes
 from edge_convert.targets import check_packages
 
 __all__ = ["OnnxOptions", "describe_quantisation", "export_onnx"]
@@ -28,12 +28,8 @@ __all__ = ["OnnxOptions", "describe_quantisation", "export_onnx"]
 Progress = Callable[[str, float], None]
 
 BLOCK_SIZE = 32
-"""Weights that share a scale."""
+"""Weights that share a scale, where they are quantised anew."""
 _PRECISIONS = ("int4", "int8", "fp32")
-_ALGORITHM = "k_quant"  # llama.cpp's search for scale and zero point, the closest of the builder's three
-# In 8 bits: the last matrix, which a tied embedding shares, and the qkv and down projections of the first and last eighth of
-# the layers and of each third between.
-_MIXED = "last_matmul:int8,mixed_layers:int8"
 
 
 class OnnxOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +38,7 @@ class OnnxOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         precision: of the matrices: "int4", "int8" or "fp32". Norms, activations and KV are float32, as the CPU computes them.
         accuracy_level: 4 computes with activations rounded to int8 per block, 1 with float32: closer and slower.
-        source_gguf: the GGUF that the checkpoint was read from. If its types fit (Q4_0, Q4_1, Q8_0), its blocks are taken over.
+        source_gguf: take the weights from this GGUF; with "int4" its blocks, if edge knows their type.
     """
 
     precision: Literal["int4", "int8", "fp32"] = "int4"
@@ -54,7 +50,7 @@ def export_onnx(checkpoint: Path, out: Path, options: OnnxOptions, on_progress: 
     """Write an ONNX model.
 
     Args:
-        checkpoint: a folder that `open_checkpoint` accepts. Nothing is downloaded.
+        checkpoint: a folder that `open_checkpoint` accepts; with a source GGUF its config.json and tokenizer are enough.
         out: the new folder. It appears when all is written, or not at all.
         options: see `OnnxOptions`.
         on_progress: called with what is done, and its share of the whole (0 to 1); may raise to stop.
@@ -64,71 +60,79 @@ def export_onnx(checkpoint: Path, out: Path, options: OnnxOptions, on_progress: 
 
     Raises:
         UsageError: an option is out of range, or `out` is not empty.
-        ModelFileError: the checkpoint cannot be used (see `open_checkpoint`), or its architecture cannot become ONNX.
+        ModelFileError: the checkpoint or the GGUF cannot be used, or the architecture cannot become ONNX.
         BackendUnavailableError: a package of the extra [convert] is missing.
-        BackendError: the builder failed.
     """
-    from edge_convert.checkpoint import open_checkpoint
-
     _check_options(options)
     check_packages(["onnx"])
-    opened = open_checkpoint(checkpoint)
-    if "onnx" not in opened.architecture.formats:
-        raise ModelFileError(f"{opened.architecture.title} cannot become ONNX.", "Choose another format: --to gguf")
-    check_config(opened.model, opened.architecture)
+    if not (checkpoint / "config.json").is_file():
+        open_checkpoint(checkpoint)  # says what is missing
+    config = read_json(checkpoint / "config.json")
+    architecture = find_architecture(config, checkpoint.name)
+    if "onnx" not in architecture.formats:
+        raise ModelFileError(f"{architecture.title} cannot become ONNX.", "Choose another format: --to gguf")
+    check_config(read_model_config(config, architecture, checkpoint.name))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already.", "Name another folder, or remove it first.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
-        built = _export(checkpoint.resolve(), Path(work).resolve(), options, on_progress)
+        made = Path(work) / "model"
+        made.mkdir()
+        _write(checkpoint, made, options, on_progress)
         if out.is_dir():
             out.rmdir()
-        built.rename(out)
+        made.rename(out)
     on_progress("done", 1.0)
     return sorted(path for path in out.iterdir() if path.is_file())
 
 
 def describe_quantisation(options: OnnxOptions) -> str:
     """Return the name of the mix of weight types, for manifests: "int4 k_quant, head and sensitive layers int8"."""
-    if options.source_gguf is not None and _is_carried(options):
-        return "blocks of the source GGUF"
     if options.precision == "fp32":
         return "fp32"
-    return f"{options.precision} {_ALGORITHM}" + (", head and sensitive layers int8" if options.precision == "int4" else "")
+    mix = f"{options.precision} k_quant" + (", head and sensitive layers int8" if options.precision == "int4" else "")
+    if options.source_gguf is None or options.precision != "int4":
+        return mix
+    from edge_convert.onnx.blocks import carried_share
+
+    carried = carried_share(options.source_gguf)
+    return mix if not carried else "blocks of the source GGUF" + ("" if carried == 1 else f", others {mix}")
 
 
-def _export(checkpoint: Path, work: Path, options: OnnxOptions, on_progress: Progress) -> Path:
-    from edge_convert.onnx.blocks import carry_blocks, shrink_embedding
+def _write(checkpoint: Path, out: Path, options: OnnxOptions, on_progress: Progress) -> None:
+    import onnx
 
-    is_carried = _is_carried(options)
-    built, other = work / "model", work / "other"
-    part = 0.6 if is_carried else 1.0
-    n_layers = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
-    # Carrying blocks over starts from the float graph, so that no weight is rounded on its way.
-    precision = "fp32" if is_carried else options.precision
-    command = _builder_command(checkpoint, built, work / "cache", precision, options)
-    _run_builder(command, work, n_layers, lambda text, done: on_progress(text, part * done))
-    other.mkdir()
-    if is_carried and options.source_gguf is not None:
-        for path in built.glob("model.onnx*"):
-            path.rename(other / path.name)
-        carry_blocks(
-            other / "model.onnx",
-            options.source_gguf,
-            built / "model.onnx",
-            lambda text, done: on_progress(text, part + (1 - part) * done),
-            accuracy_level=options.accuracy_level,
+    from edge_convert.onnx.decoder import Decoder
+    from edge_convert.onnx.external import WeightFile
+    from edge_convert.onnx.folder import write_genai_config, write_tokenizer
+    from edge_convert.onnx.matrices import Matrices
+    from edge_convert.onnx.nodes import Nodes
+    from edge_convert.onnx.sources import CheckpointWeights, GgufWeights, Weights
+
+    config = read_json(checkpoint / "config.json")
+    architecture = find_architecture(config, checkpoint.name)
+    model = read_model_config(config, architecture, checkpoint.name)
+    source = options.source_gguf
+    weights: Weights = GgufWeights(source, architecture, model) if source else CheckpointWeights(open_checkpoint(checkpoint))
+    on_progress("tokenizer", 0.0)
+    write_tokenizer(checkpoint, model, out, is_own=source is not None)
+    write_genai_config(checkpoint, model, architecture, out)
+    shapes = tensor_shapes(architecture, model)
+    total = sum(map(math.prod, shapes.values())) + (0 if weights.is_tied else math.prod(shapes[EMBEDDING]))
+    done = 0
+
+    def on_weights(n_weights: int) -> None:
+        nonlocal done
+        done += n_weights
+        on_progress("weights", min(0.99, 0.02 + 0.97 * done / total))
+
+    with WeightFile(out / "model.onnx.data") as file:
+        nodes = Nodes(file)
+        matrices = Matrices(
+            weights, file, nodes, precision=options.precision, accuracy_level=options.accuracy_level, on_weights=on_weights
         )
-    elif precision != "fp32" and shrink_embedding(built / "model.onnx", other / "model.onnx"):
-        for path in other.iterdir():
-            path.replace(built / path.name)
-    return built
-
-
-def _is_carried(options: OnnxOptions) -> bool:
-    from edge_convert.onnx.blocks import can_carry
-
-    return options.precision == "int4" and options.source_gguf is not None and can_carry(options.source_gguf)
+        graph = Decoder(model, architecture, weights, file, nodes, matrices).build()
+    onnx.save(graph, out / "model.onnx")
 
 
 def _check_options(options: OnnxOptions) -> None:
@@ -138,40 +142,3 @@ def _check_options(options: OnnxOptions) -> None:
         raise UsageError(f"Accuracy level {options.accuracy_level} is unknown.", "Choose 1 (float32) or 4 (int8 activations).")
     if options.source_gguf is not None and not options.source_gguf.is_file():
         raise UsageError(f"There is no file {options.source_gguf}.", "Check the path of the source GGUF.")
-
-
-def _builder_command(checkpoint: Path, out: Path, cache: Path, precision: str, options: OnnxOptions) -> list[str]:
-    # hf_token=false: no login is looked for. windowed_kv_cache=false: the KV of sliding-window layers has its full length, so
-    # that all layers have one shape.
-    extra = ["hf_token=false", "windowed_kv_cache=false"]
-    if precision != "fp32":
-        extra += [f"algo_config={_ALGORITHM}", f"block_size={BLOCK_SIZE}", f"accuracy_level={options.accuracy_level}"]
-    if precision == "int4":
-        extra.append(f"matmul_mixed_precision={_MIXED}")
-    paths = [str(out), str(cache), precision, str(checkpoint)]
-    return python_command("edge_convert.onnx.builder:main", *paths, *extra, unbuffered=True)
-
-
-def _run_builder(command: list[str], work: Path, n_layers: int, on_progress: Progress) -> None:
-    """Run the builder to its end; its output becomes progress."""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HOME": str(work / "hf"),
-        # The builder stamps the commit of whatever repository its own folder lies in into the model: here it finds none.
-        "GIT_DIR": str(work / "none"),
-    }
-    on_progress("starting the model builder", 0.0)
-    with Child(command, cwd=work, env=environment) as child:
-        for line in child.lines():
-            if found := re.match(rb"Reading layer (\d+)", line):
-                on_progress(f"layer {int(found[1]) + 1} of {n_layers}", 0.1 + 0.5 * int(found[1]) / n_layers)
-            elif line.startswith(b"Saving ONNX model"):
-                on_progress("quantising and saving", 0.6)
-        ended = child.wait()
-    if ended.code != 0 and os.strerror(errno.ENOSPC) in ended.stderr:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
-    if ended.code != 0:
-        raise BackendError(f"The model builder of onnxruntime-genai {ended.reason}.", "Try another format.")

@@ -23,16 +23,18 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
 
     Raises:
         UsageError: ONNX does not have that many bits.
-        ModelFileError: onnxruntime-genai's builder cannot build this variant of the architecture.
+        ModelFileError: onnxruntime's kernels cannot compute this variant of the architecture.
     """
-    check_config(facts.model, facts.architecture)
+    check_config(facts.model)
     precision = _PRECISIONS.get(request.bits)
     if precision is None:
         raise UsageError(f"ONNX has no {request.bits}-bit weights here.", "Choose 4, 8 or 16 bits.")
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        options = export.OnnxOptions(precision=precision, source_gguf=facts.carried_gguf)
-        export.export_onnx(facts.open(folder_of).folder, folder, options, on_progress)
+        options = export.OnnxOptions(precision=precision, source_gguf=facts.source_gguf)
+        is_direct = facts.source_gguf is not None and not facts.needs_checkpoint(request)
+        checkpoint = folder_of("tokenizer") if is_direct else facts.open(folder_of).folder
+        export.export_onnx(checkpoint, folder, options, on_progress)
         recipe = {
             "quantisation": export.describe_quantisation(options),
             "block size": str(export.BLOCK_SIZE),

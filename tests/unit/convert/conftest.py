@@ -28,8 +28,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
 @pytest.fixture(scope="session")
 def tiny_onnx(tiny_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """Give the ONNX folder of a tiny checkpoint: of a kind, in "fp32" or in "int4" that is computed in float32."""
-    for package in ("onnx_ir", "onnxruntime_genai"):
-        pytest.importorskip(package, reason="needs the extra [convert], and Python 3.11 or newer")
+    pytest.importorskip("onnx", reason="needs the extra [convert]")
     from edge_convert.onnx.export import OnnxOptions, export_onnx
 
     folder = tmp_path_factory.mktemp("onnx")

@@ -230,7 +230,8 @@ def test_the_real_tokenizer_agrees_with_transformers_and_with_llama_cpp(model_pa
 
     from edge_convert.gguf.tokenizer_json import build_tokenizer
 
-    tokenizer, config = build_tokenizer(GGUFReader(model_path), str(model_path))
+    fields = {name: field.contents() for name, field in GGUFReader(model_path).fields.items()}
+    tokenizer, config = build_tokenizer(fields, str(model_path))
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     ours, theirs = HFTokenizer(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)

@@ -4,11 +4,8 @@ onnxruntime-genai, and held to transformers' logits."""
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,21 +13,23 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="needs the extra [convert]")
-pytest.importorskip("onnx_ir", reason="needs the extra [convert]")
-pytest.importorskip("onnxruntime_genai", reason="needs the extra [convert], and Python 3.11 or newer")
+pytest.importorskip("onnx", reason="needs the extra [convert]")
 
-from edge.errors import BackendError, ModelFileError, UsageError
+from edge.errors import ModelFileError, UsageError
 from edge_convert.checkpoint import open_checkpoint
-from edge_convert.onnx.blocks import can_carry, carry_blocks, read_blocks
-from edge_convert.onnx.builder import adapt_config
-from edge_convert.onnx.export import OnnxOptions, _run_builder, describe_quantisation, export_onnx
+from edge_convert.gguf.read_back import checkpoint_from_gguf, tokenizer_from_gguf
+from edge_convert.gguf.tensors import write_gguf
+from edge_convert.onnx.blocks import BLOCK_TYPES, carried_share, read_blocks
+from edge_convert.onnx.export import OnnxOptions, describe_quantisation, export_onnx
 from tests.checkpoints import make_checkpoint
 
 Make = Callable[[str], Path]
 MakeOnnx = Callable[[str, str], Path]
 Logits = NDArray[np.float32]
-KINDS = ("llama3", "llama-linear", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi3-long")
+KINDS = ("llama3", "llama-linear", "qwen2", "qwen2-yarn", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi3-long")
 N_PROMPT, N_TOKENS = 23, 30
+SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+"""Where the float16 numbers of a block are; elsewhere at its beginning."""
 
 
 def ignore(text: str, done: float) -> None:
@@ -96,8 +95,7 @@ def in_steps(folder: Path, tokens: Sequence[int]) -> Logits:
 
 def by_genai(folder: Path, tokens: Sequence[int]) -> Logits:
     """The logits after the prompt and after each further token, by onnxruntime-genai."""
-    import onnxruntime_genai
-
+    onnxruntime_genai = pytest.importorskip("onnxruntime_genai", reason="needs the extra [dev], and Python 3.11 or newer")
     model = onnxruntime_genai.Model(str(folder))
     parameters = onnxruntime_genai.GeneratorParams(model)
     parameters.set_search_options(max_length=64)
@@ -129,17 +127,30 @@ def test_float_model_computes_what_transformers_does(kind: str, tiny_checkpoint:
     np.testing.assert_allclose(by_genai(out, tokens), expected[N_PROMPT - 1 :], atol=2e-4 * size)
 
 
+def graph_of(folder: Path) -> tuple[Any, dict[str, NDArray[Any]]]:
+    """Return the graph of a model and its weights by name."""
+    import onnx
+
+    graph = onnx.load(folder / "model.onnx").graph
+    return graph, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def attributes_of(node: Any) -> dict[str, Any]:
+    import onnx
+
+    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+
+
 def dequantised(folder: Path) -> dict[str, Logits]:
     """The matrices of MatMulNBits nodes: their name -> weights [outputs, inputs], after the operator's documentation."""
-    import onnx_ir
-
     found = {}
-    for node in onnx_ir.load(folder / "model.onnx").graph:
+    graph, tensors = graph_of(folder)
+    for node in graph.node:
         if node.op_type != "MatMulNBits":
             continue
-        bits, block = node.attributes["bits"].as_int(), node.attributes["block_size"].as_int()
-        n_rows, n_columns = node.attributes["N"].as_int(), node.attributes["K"].as_int()
-        arrays = [value.const_value.numpy() for value in node.inputs[1:] if value is not None]
+        options = attributes_of(node)
+        bits, block, n_rows, n_columns = (options[name] for name in ("bits", "block_size", "N", "K"))
+        arrays = [tensors[name] for name in node.input[1:]]
         packed = arrays[0].reshape(n_rows, -1, block * bits // 8)
         codes = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(n_rows, -1, block)
         n_blocks = codes.shape[1]
@@ -149,14 +160,13 @@ def dequantised(folder: Path) -> dict[str, Logits]:
             points = points if bits == 8 else np.stack([points & 15, points >> 4], axis=-1).reshape(n_rows, -1)
             zero = points[:, :n_blocks, None].astype(np.float32)
         weights = (codes.astype(np.float32) - zero) * arrays[1].reshape(n_rows, n_blocks, 1)
-        found[node.inputs[1].name.partition(".MatMul")[0]] = weights.reshape(n_rows, -1)[:, :n_columns]
+        found[node.input[1].partition(".MatMul")[0]] = weights.reshape(n_rows, -1)[:, :n_columns]
     return found
 
 
 @pytest.mark.slow
 def test_int4_is_its_dequantised_weights_and_near_the_checkpoint(tiny_onnx: MakeOnnx, tiny_checkpoint: Make) -> None:
     import gguf
-    import onnx_ir
     import torch
 
     int4_folder = tiny_onnx("llama3", "int4")
@@ -183,8 +193,8 @@ def test_int4_is_its_dequantised_weights_and_near_the_checkpoint(tiny_onnx: Make
     model.model.embed_tokens.weight = torch.nn.Parameter(torch.from_numpy(rounded))
     expected, found = transformers_logits(model, tokens), in_steps(int4_folder, tokens)
     np.testing.assert_allclose(found, expected, atol=1e-3 * float(np.abs(expected).max()))
-    floats = [value.const_value.nbytes for value in onnx_ir.load(int4_folder / "model.onnx").graph.initializers.values()]
-    assert sum(floats) < (checkpoint / "model.safetensors").stat().st_size / 2, "something was left in float32"
+    n_bytes = sum(values.nbytes for values in graph_of(int4_folder)[1].values())
+    assert n_bytes < (checkpoint / "model.safetensors").stat().st_size / 2, "something was left in float32"
     # Loose: the rounding itself. A wrong layout gives logits that have nothing to do with the checkpoint's.
     assert np.corrcoef(found.ravel(), original.ravel())[0, 1] > 0.95
 
@@ -199,128 +209,105 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny_onnx: MakeOnnx, tiny_chec
     assert bytes_of(again) == bytes_of(tiny_onnx("llama3", "int4"))
     assert [done for _, done in reports] == sorted(done for _, done in reports)
     assert reports[-1] == ("done", 1.0)
-    assert ("layer 2 of 2") in [text for text, _ in reports]
     assert [path.name for path in again.parent.iterdir()] == ["again"]
-    # The builder would add the commit of a repository that its environment lies in, such as this one.
-    import onnx
-    import onnxruntime_genai
-
-    version = onnx.load(again / "model.onnx", load_external_data=False).producer_version
-    assert version == f"{onnxruntime_genai.__version__}+{onnxruntime_genai.__commit__[:7]}"
 
 
-def write_gguf(path: Path, checkpoint: Path) -> None:
-    """A GGUF of a tiny llama with every kind of blocks that fits, and its q and k rows as llama.cpp wants them."""
+def requantise(source: Path, out: Path, kind_of: Callable[[str], str]) -> None:
+    """Copy a GGUF in float32, with each matrix in the type that `kind_of` names by its name."""
     import gguf
-    from safetensors.numpy import load_file
 
-    config = json.loads((checkpoint / "config.json").read_text())
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(10000.0)
-    types = gguf.GGMLQuantizationType
-    for name, values in load_file(checkpoint / "model.safetensors").items():
-        target = names.get_name(name, try_suffixes=(".weight",))
-        if values.ndim == 1:
-            writer.add_tensor(target, values)
-            continue
-        if (part := name.split(".")[-2]) in heads:
-            n_rows = len(values)
-            values = values.reshape(heads[part], 2, n_rows // heads[part] // 2, -1).swapaxes(1, 2).reshape(values.shape)
-        kind = types.Q8_0 if "embed" in name else types.Q4_0 if "down" in name else types.Q4_1
-        writer.add_tensor(target, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kind = field.types[0]
+            writer.add_key_value(name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+    for tensor in reader.tensors:
+        kind = "F32" if len(tensor.shape) == 1 else kind_of(tensor.name)
+        values, dtype = np.array(tensor.data), gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(tensor.name, values if kind == "F32" else gguf.quants.quantize(values, dtype), raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-@pytest.fixture
-def gguf_and_checkpoint(tiny_checkpoint: Make, tmp_path: Path) -> tuple[Path, Path]:
-    """A GGUF, and the checkpoint that transformers makes of it."""
-    import shutil
-
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    source, read_back = tmp_path / "tiny.gguf", tmp_path / "checkpoint"
-    tiny = tiny_checkpoint("llama")
-    write_gguf(source, tiny)
-    model = AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True)
-    )
-    model.float().save_pretrained(read_back)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny / name, read_back)
-    return source, read_back
+def kinds_of(name: str) -> str:
+    """Every type of blocks, apart and together in one matrix of the graph."""
+    if "token_embd" in name:
+        return "Q4_1"
+    return "Q4_0" if "down" in name or "blk.1.attn_v" in name else "Q8_0" if "up" in name or "blk.0" in name else "Q4_1"
 
 
-@pytest.mark.slow
-def test_blocks_of_a_gguf_are_carried_over_exactly(gguf_and_checkpoint: tuple[Path, Path], tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    source, checkpoint = gguf_and_checkpoint
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3", "phi3"])
+def test_blocks_of_a_gguf_are_carried_over_exactly(kind: str, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    original = open_checkpoint(tiny_checkpoint(kind))
+    plain, source = write_gguf(original, tmp_path / "plain.gguf", "F32"), tmp_path / "model.gguf"
+    requantise(plain, source, kinds_of)
+    folder, out = tokenizer_from_gguf(source, tmp_path / "tokenizer"), tmp_path / "onnx"
     options = OnnxOptions(source_gguf=source, accuracy_level=1)
-    export_onnx(checkpoint, tmp_path / "onnx", options, ignore)
+    export_onnx(folder, out, options, ignore)
     assert describe_quantisation(options) == "blocks of the source GGUF"
-    exact = AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
+    checkpoint = checkpoint_from_gguf(source, tmp_path / "checkpoint")
     tokens = tokens_of(checkpoint)
-    expected = transformers_logits(exact, tokens)
-    np.testing.assert_allclose(in_steps(tmp_path / "onnx", tokens), expected, atol=2e-5 * float(np.abs(expected).max()))
-    weights = (tmp_path / "onnx" / "model.onnx.data").stat().st_size
-    assert weights < (checkpoint / "model.safetensors").stat().st_size, "the float matrices are still in there"
+    expected = transformers_logits(load_transformers(checkpoint), tokens)
+    np.testing.assert_allclose(in_steps(out, tokens), expected, atol=2e-4 * float(np.abs(expected).max()))
+    n_bytes = sum(values.nbytes for values in graph_of(out)[1].values())
+    assert n_bytes < (checkpoint / "model.safetensors").stat().st_size / 2, "something was left in float32"
 
 
-@pytest.mark.slow
-def test_a_checkpoint_that_was_changed_since_is_not_taken_for_its_source(
-    tiny_onnx: MakeOnnx, tiny_checkpoint: Make, tmp_path: Path
-) -> None:
-    write_gguf(tmp_path / "other.gguf", tiny_checkpoint("llama"))  # its blocks are rounded, the model's weights are not
-    model = tiny_onnx("llama", "fp32") / "model.onnx"
-    with pytest.raises(UsageError, match=r"qkv_proj.* was changed since"):
-        carry_blocks(model, tmp_path / "other.gguf", tmp_path / "model.onnx", ignore, accuracy_level=4)
-    assert not (tmp_path / "model.onnx").exists()
+def test_a_large_vocabulary_passes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tracemalloc
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", vocab_size=65_536)
+    n_bytes = 4 * 65_536 * 128  # of the head in float32
+    peak = 0
+
+    def watch(text: str, done: float) -> None:
+        nonlocal peak
+        if text != "weights":
+            return
+        peak = max(peak, tracemalloc.get_traced_memory()[1])
+        tracemalloc.start()  # from the first weights on: what is imported before them is none of this
+
+    try:
+        export_onnx(checkpoint, tmp_path / "onnx", OnnxOptions(), watch)
+    finally:
+        tracemalloc.stop()
+    assert 0 < peak < n_bytes / 2
+    assert dequantised(tmp_path / "onnx")["lm_head"].shape == (65_536, 128)
 
 
-def test_sources_of_other_types_are_quantised_again(tiny_checkpoint: Make, tmp_path: Path) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(tmp_path / "k.gguf", "llama")
-    values = np.ones((4, 256), np.float32)
-    kind = gguf.GGMLQuantizationType.Q4_1
-    writer.add_tensor("blk.0.ffn_up.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.add_tensor("blk.0.ffn_gate.weight", values.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    assert not can_carry(tmp_path / "k.gguf")
-    options = OnnxOptions(source_gguf=tmp_path / "k.gguf")
+def test_what_is_not_in_blocks_is_quantised(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    plain = write_gguf(open_checkpoint(tiny_checkpoint("llama")), tmp_path / "plain.gguf", "F32")
+    options = OnnxOptions(source_gguf=plain)
     assert describe_quantisation(options) == "int4 k_quant, head and sensitive layers int8"
+    requantise(plain, tmp_path / "model.gguf", lambda name: "Q4_0" if "ffn" in name else "F16")
+    options = OnnxOptions(source_gguf=tmp_path / "model.gguf", accuracy_level=1)
+    assert describe_quantisation(options).startswith("blocks of the source GGUF, others int4 k_quant")
+    assert 0 < carried_share(tmp_path / "model.gguf") < 1
+    export_onnx(tokenizer_from_gguf(plain, tmp_path / "tokenizer"), tmp_path / "onnx", options, ignore)
+    has_zeros = {node.name: len(node.input) > 3 for node in graph_of(tmp_path / "onnx")[0].node if "MatMul_Q" in node.name}
+    assert has_zeros["/lm_head/MatMul_Q8"]
+    assert not has_zeros["/model/layers.0/mlp/down_proj/MatMul_Q4"]
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("kind", sorted(BLOCK_TYPES))
 def test_blocks_are_read_as_gguf_reads_them(kind: str) -> None:
     import gguf
 
-    values = np.random.default_rng(3).normal(0, 0.1, (6, 96)).astype(np.float32)
-    data = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
-    blocks = read_blocks(kind, data)
+    block, n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    generator = np.random.default_rng(3)
+    raw = generator.integers(0, 256, (6, 512 // block, n_bytes), dtype=np.uint8)
+    for at in SCALES.get(kind, (0,)):
+        raw[..., at : at + 2] = generator.normal(0, 0.1, (*raw.shape[:2], 1)).astype(np.float16).view(np.uint8)
+    data = raw.reshape(6, -1)
+    blocks, stored = read_blocks(kind, data), BLOCK_TYPES[kind]
     expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
-    np.testing.assert_allclose(blocks.dequantised(), expected, atol=1e-7)
-    assert blocks.packed().shape == (6, 3, 4 * blocks.bits)
-    assert (blocks.rest is not None) == (kind == "Q4_1")
+    np.testing.assert_allclose(blocks.dequantised(), expected, atol=1e-6 * np.abs(expected).max())
+    assert blocks.packed().shape == (6, 512 // stored.block, stored.block * stored.bits // 8)
+    assert (blocks.bits, blocks.rest is not None) == (stored.bits, stored.has_rest)
 
 
 @pytest.mark.parametrize(
@@ -350,28 +337,17 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         export_onnx(tmp_path / "empty", tmp_path / "out", OnnxOptions(), ignore)
 
 
-def test_stopping_ends_the_builder_and_failing_says_why(tmp_path: Path) -> None:
+def test_stopping_leaves_nothing(tiny_checkpoint: Make, tmp_path: Path) -> None:
     def stop(text: str, done: float) -> None:
-        if text == "layer 1 of 2":
+        if done > 0.5:
             raise KeyboardInterrupt
 
-    started = tmp_path / "pid"
-    code = "import os, time; open('pid', 'w').write(str(os.getpid())); print('Reading layer 0', flush=True); time.sleep(600)"
     with pytest.raises(KeyboardInterrupt):
-        _run_builder([sys.executable, "-c", code], tmp_path, 2, stop)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(started.read_text()), 0)
-
-    failing = [sys.executable, "-c", "print('Reading layer 0'); raise ValueError('no such thing')"]
-    with pytest.raises(BackendError, match=r"builder of onnxruntime-genai ended with code 1 \(ValueError: no such thing\)"):
-        _run_builder(failing, tmp_path, 2, ignore)
-    with pytest.raises(BackendError, match="died of SIGKILL; the system may have run out of memory"):
-        _run_builder([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path, 2, ignore)
+        export_onnx(tiny_checkpoint("llama"), tmp_path / "out", OnnxOptions(), stop)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_builder_would_get_wrong_is_refused(tiny_checkpoint: Make, tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="no yarn positions"):
-        export_onnx(tiny_checkpoint("qwen2-yarn"), tmp_path / "out", OnnxOptions(), ignore)
+def test_what_the_kernels_cannot_rotate_is_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "narrow", "llama", head_dim=24)
     with pytest.raises(ModelFileError, match="multiples of 16"):
         export_onnx(tmp_path / "narrow", tmp_path / "out", OnnxOptions(), ignore)
@@ -388,6 +364,7 @@ def test_what_the_builder_would_get_wrong_is_refused(tiny_checkpoint: Make, tmp_
         ("gemma3", {"layer_types": ["sliding_attention", "full_attention", "full_attention"] * 2 + ["full_attention"]}),
         ("llama", {"mlp_bias": True, "attention_bias": True}),
         ("qwen3", {"attention_bias": True}),
+        ("phi4", {"head_dim": 64, "partial_rotary_factor": 0.5}),
     ],
 )
 def test_windows_and_biases_are_those_of_the_config(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
@@ -409,16 +386,3 @@ def test_rows_of_an_odd_number_of_blocks(tmp_path: Path) -> None:
     weights = dequantised(tmp_path / "onnx")["model.layers.1.mlp.gate_proj"]  # 3 blocks a row
     held = model.model.layers[1].mlp.gate_proj.weight.detach().numpy()
     assert np.abs(weights - held).max() < np.abs(held).max() / 8
-
-
-def test_rope_settings_are_laid_out_as_the_builder_reads_them(tiny_checkpoint: Make, tmp_path: Path) -> None:
-    def adapted(folder: Path) -> Any:
-        return adapt_config(SimpleNamespace(), open_checkpoint(folder))
-
-    gemma = adapted(tiny_checkpoint("gemma3"))
-    assert (gemma.rope_theta, gemma.rope_local_base_freq) == (1e6, 1e4)
-    assert adapted(tiny_checkpoint("phi3")).original_max_position_embeddings == 512
-    long = adapted(tiny_checkpoint("phi3-long"))
-    assert long.original_max_position_embeddings == 128
-    assert long.rope_parameters["long_mscale"] == pytest.approx((1 + np.log(4) / np.log(128)) ** 0.5)
-    assert adapted(tiny_checkpoint("llama-linear")).rope_parameters["factor"] == 4.0

@@ -1,22 +1,27 @@
-"""The child process that runs onnxruntime-genai's model builder.
+"""onnxruntime-genai's model builder (0.18), which tests hold edge's own graphs against. Run as a program, since it prints,
+changes sys.path and needs torch:
 
-The builder (0.18) reads a config in the layout of older versions of transformers, and ignores what it does not know. Here the
-checkpoint's configuration is laid out as it reads it, and its faults are corrected. The parent reads what it prints.
+    CHECKPOINT OUT PRECISION [CHECKPOINT OUT PRECISION ...]
+
+It reads a config in the layout of older versions of transformers, and ignores what it does not know. Here the checkpoint's
+configuration is laid out as it reads it, and its faults are corrected.
 """
 
 from __future__ import annotations
 
-import signal
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edge.child import end_with_parent
+from edge_convert.checkpoint import Checkpoint, open_checkpoint
 
-if TYPE_CHECKING:
-    from edge_convert.checkpoint import Checkpoint
-
-__all__ = ["adapt_config", "main"]
-
+_OPTIONS = ["hf_token=false", "windowed_kv_cache=false"]  # no login; all layers keep KV of the full length
+_QUANTISED = ["algo_config=k_quant", "block_size=32", "accuracy_level=1"]
+_MIXED = "matmul_mixed_precision=last_matmul:int8,mixed_layers:int8"
 _PART_BLOCKS = 1 << 16
 """Blocks that are quantised at a time: the search takes 1.5 kB for each."""
 
@@ -50,18 +55,37 @@ def adapt_config(config: Any, checkpoint: Checkpoint) -> Any:
     return config
 
 
-def main(out: str, cache: str, precision: str, checkpoint: str, *extra: str) -> None:
-    """Build a model; `export_onnx` passes the arguments."""
+def build_with_genai(builds: Sequence[tuple[Path, Path, str]], work: Path) -> None:
+    """Build models: checkpoint, the new folder, and "int4", "int8" or "fp32". All in one process, since it starts slowly."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(work / "hf")}
+    arguments = [str(part) for build in builds for part in build]
+    code = "from tests.onnx_builder import main; import sys; main(*sys.argv[1:])"
+    root = Path(__file__).parents[1]
+    paths = [str(root), str(root / "converters"), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def main(*arguments: str) -> None:
+    """Build models; see the module."""
     from onnxruntime_genai.models import builder
 
-    from edge_convert.checkpoint import open_checkpoint
-
-    end_with_parent(signal.SIGKILL)
     _fix(builder)
     _fix_quantiser()
-    options = builder.parse_extra_options(None, checkpoint, out, precision, "cpu", cache, list(extra))
-    adapt_config(options["hf_details"]["hf_config"], open_checkpoint(Path(checkpoint)))
-    builder.create_model(None, checkpoint, out, precision, "cpu", cache, **options)
+    for checkpoint, out, precision in zip(arguments[0::3], arguments[1::3], arguments[2::3], strict=True):
+        quantised = [] if precision == "fp32" else _QUANTISED
+        extra = [*_OPTIONS, *quantised, *([_MIXED] if precision == "int4" else [])]
+        with tempfile.TemporaryDirectory() as cache:
+            options = builder.parse_extra_options(None, checkpoint, out, precision, "cpu", cache, extra)
+            adapt_config(options["hf_details"]["hf_config"], open_checkpoint(Path(checkpoint)))
+            builder.create_model(None, checkpoint, out, precision, "cpu", cache, **options)
 
 
 def _fix(builder: Any) -> None:
