@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge.plan.tuning import Tuning
     from edge.registry import EngineRow
 
-__all__ = ["engine_text", "explain_tuning", "measured_target", "speeds_text", "tuned_request"]
+__all__ = ["compared_text", "engine_text", "explain_tuning", "measured_target", "speeds_text", "tuned_request"]
 
 _EXACT = ("f32", "f16", "bf16")
 
@@ -79,6 +79,15 @@ def engine_text(tuning: Tuning) -> str:
     if tuning.divergence:
         text += f"; the same weights, {tuning.divergence:.4f} nats apart by rounding"
     return text
+
+
+def compared_text(tuning: Tuning) -> str:
+    """Return what the engine that was chosen was compared with, to follow another reason; "" if it is the only one."""
+    others = [item for item in tuning.engines if (item.backend, item.accelerator) != (tuning.backend, tuning.accelerator)]
+    if not others:
+        return ""
+    times = ", ".join(f"{item.backend} on {item.accelerator} {item.turn_s:.2f} s" for item in others)
+    return f"; measured {tuning.source}: a turn takes {tuning.turn_s:.2f} s, with {times}"
 
 
 def explain_tuning(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
-from edge.plan.apply_tuning import engine_text, explain_tuning, measured_target, speeds_text, tuned_request
+from edge.plan.apply_tuning import compared_text, engine_text, explain_tuning, measured_target, speeds_text, tuned_request
 from edge.plan.checks import check_model, check_request
 from edge.plan.fitting import Fit, Fitting
 from edge.plan.memory import memory_model
@@ -260,7 +260,7 @@ def _receipt(
     """Return every choice with its reason."""
     fit, row, request = chosen.fit, placement.row, fitting.request
     lines = (
-        Choice("backend", row.name, placement.reason),
+        Choice("backend", row.name, placement.reason + _compared(chosen, row, request, tuned)),
         _accelerator_line(placement, chosen, request),
         *_layers_line(fitting, fit, row),
         fit.context_choice,
@@ -277,6 +277,14 @@ def _receipt(
     if tuned is not None and tuned.ignored:
         return (*lines, Choice("tuning", "not used", tuned.ignored))
     return lines
+
+
+def _compared(chosen: _Chosen, row: EngineRow, request: PlanRequest, tuned: Lookup | None) -> str:
+    """Say what the usual engine was compared with, where it was measured to be the fastest."""
+    tuning = tuned.tuning if tuned is not None else None
+    if tuning is None or request.backend is not None or tuning.reference != f"{row.name} on {chosen.fit.target.accelerator}":
+        return ""
+    return compared_text(tuning) if tuning.backend == row.name else ""
 
 
 def _accelerator_line(placement: Placement, chosen: _Chosen, request: PlanRequest) -> Choice:

@@ -130,3 +130,22 @@ def test_a_gpu_that_the_plan_does_not_use() -> None:
     part = make_plan(laptop, model(), PlanRequest(gpu_layers=12))
     assert any("Only 12 of 31 layers" in text for text in advice(laptop, part))
     assert not any("layers" in text for text in advice(laptop, make_plan(laptop, model())))
+
+
+def test_openvino_is_proposed_where_nobody_knows_which_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(version: str, name: str = "raspberry-pi-5", *features: str) -> list[str]:
+        profile = device(name)
+        engines = tuple(
+            Engine("openvino", "openvino", version, ("cpu",) if version else ()) if engine.name == "openvino" else engine
+            for engine in profile.engines
+        )
+        profile = replace(profile, engines=engines, cpu=replace(profile.cpu, features=features))
+        return [text for text in advice(profile, plan_for(profile, safety=Safety(True, ""))) if "OpenVINO" in text]
+
+    monkeypatch.setattr("edge.backends.openvino.support.why_not", lambda artifact: "")
+    assert "edge tune tiny.gguf --quick" in on("2026.4")[0]
+    (text,) = on("", "raspberry-pi-5", "avx2")
+    assert "pip install 'edge-assistant[openvino]'" in text
+    assert on("") == [], "no package for its processor is sure to be faster"
+    monkeypatch.setattr("edge.backends.openvino.support.why_not", lambda artifact: "it has experts")
+    assert on("2026.4") == []

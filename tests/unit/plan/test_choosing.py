@@ -247,6 +247,23 @@ def test_the_engine_that_was_measured_to_be_faster_is_used_and_said(monkeypatch:
     assert choose(machine, model, tuned=tuned).backend == "llamacpp", "a model of the same shape that it cannot run"
 
 
+def test_an_engine_that_was_not_faster_is_said_too() -> None:
+    other = EngineSpeed(
+        backend="openvino",
+        accelerator="cpu",
+        prefill_tokens_per_s=128.0,
+        decode_tokens_per_s=16.0,
+        load_s=0.0,
+        divergence=0.004,
+    )
+    found = msgspec.structs.replace(tuning_of("llamacpp", 50.0), reference="llamacpp on cpu", engines=(other,))
+    plan = choose(both_engines(), gguf(), tuned={"gguf": Lookup(found)})
+    said = next(choice.reason for choice in plan.choices if choice.what == "backend")
+    assert said.endswith("measured by edge tune on 2026-11-26: a turn takes 5.12 s, with openvino on cpu 10.00 s")
+    asked = choose(both_engines(), gguf(), tuned={"gguf": Lookup(found)}, backend="llamacpp")
+    assert "measured" not in next(choice.reason for choice in asked.choices if choice.what == "backend")
+
+
 def test_a_faster_engine_never_costs_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.backends.openvino.support.why_not", lambda artifact: "")
     tuned = {"gguf": Lookup(tuning_of("openvino", 50.0))}
