@@ -151,3 +151,14 @@ def test_no_alternative_costs_no_time() -> None:
     outcome = search(machine, (knob("threads", (4,)), knob("n_ubatch", ())))
     assert machine.measured == []
     assert outcome.best == setting()
+
+
+def test_three_rounds_decide_where_time_is_short() -> None:
+    """A round takes 3.5 seconds. With fewer than three of them nothing is decided."""
+    slow = Machine(lambda given: (0.5, 0.5) if given.backend == "openvino" else (1.25, 1.25))
+    engines = knob("backend", ("openvino",))
+    outcome = search(slow, (engines,), budget_s=12.0)
+    assert (outcome.best.backend, outcome.is_complete) == ("openvino", True)
+    slow.clock.now = 0.0
+    outcome = search(slow, (engines,), budget_s=6.0)
+    assert (outcome.best.backend, outcome.is_complete) == ("llamacpp", False)
