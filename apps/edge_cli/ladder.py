@@ -50,6 +50,13 @@ _EXTENTS = ("full", "half", "quarter", "least")
 )
 @click.option("--work", "extent", type=click.Choice(_EXTENTS), help="Extent of the workloads, however long it takes.")
 @click.option(
+    "--also",
+    metavar="MODEL",
+    multiple=True,
+    shell_complete=complete_model,
+    help="The same model in another format; may be repeated.",
+)
+@click.option(
     "--student", metavar="MODEL", shell_complete=complete_model, help="The same model with fewer layers, as a last step."
 )
 @click.option(
@@ -68,6 +75,9 @@ _EXTENTS = ("full", "half", "quarter", "least")
 )
 @click.option(
     "--plot", "plot_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a plot (SVG)."
+)
+@click.option(
+    "--markdown", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the table as Markdown."
 )
 @json_option
 @pass_app
@@ -113,10 +123,13 @@ def ladder(app: App, model: str | None, **options: Any) -> int:
         _write(settings, result, with_loss=options["write"] == "fastest")
     elif options["write"]:
         output.note("Nothing was written to the settings, since not every step was measured.")
-    if options["plot_file"] is not None:  # last, so that the results are shown even if it cannot be written
-        from edge.bench.ladder_plot import plot_ladder
+    from edge.bench.ladder_plot import ladder_markdown, plot_ladder
 
+    # Last, so that the results are shown even if they cannot be written.
+    if options["plot_file"] is not None:
         output.write_file(options["plot_file"], plot_ladder(result))
+    if options["markdown"] is not None:
+        output.write_file(options["markdown"], ladder_markdown(result))
     return signals.exit_code() if result.stopped == "interrupted" else int(result.stopped == "late")
 
 
@@ -135,7 +148,9 @@ def _models(app: App, settings: Settings, name: str, options: dict[str, Any], fo
 
     backends = options["backends"]
     # The first rung is computed from the GGUF, whatever else there is.
-    packed, *others = sorted(find_models(app, settings, (name,), backends), key=lambda one: one.format != "gguf")
+    packed, *others = sorted(
+        find_models(app, settings, (name, *options["also"]), backends), key=lambda one: one.format != "gguf"
+    )
     student = _find(settings, options["student"]) if options["student"] else None
     draft = _find(settings, options["draft"]) if options["draft"] else None
     device = app.probe()

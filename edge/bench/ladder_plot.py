@@ -1,4 +1,4 @@
-"""A ladder as a picture: one self-contained SVG file, readable on light and on dark backgrounds."""
+"""A ladder as a picture, one self-contained SVG file that is readable on light and on dark backgrounds; and as Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from html import escape
 
 from edge.bench.ladder_values import Ladder, Rung
 
-__all__ = ["plot_ladder"]
+__all__ = ["ladder_markdown", "plot_ladder"]
 
 _WIDTH, _LEFT, _RIGHT, _STEP, _TOP = 860, 260, 150, 26, 66
 _HEADINGS = {"start": "the naive way", "lossless": "nothing lost", "lossy": "something lost"}
@@ -68,3 +68,34 @@ def _bar(rung: Rung, y: float, scale: float, naive_s: float) -> str:
         f'<rect class="rest" x="{_LEFT + first:.1f}" y="{y + 4:.0f}" width="{max(1.0, total - first):.1f}" height="16" rx="2"/>'
         f'<text x="{_LEFT + total + 8:.1f}" y="{y + 16:.0f}">{label}</text></g>'
     )
+
+
+def ladder_markdown(ladder: Ladder) -> str:
+    """Return the rungs that were measured as a table; those that were taken have bold factors."""
+    work = ladder.work
+    lines = [
+        f"{ladder.model} on {ladder.processor}, {ladder.measured_at[:10]}; workload: {work.name}.",
+        "",
+        "| step | first word | reply | times faster | document | per item | start | KL | top-1 | same replies |",
+        "|---|" + "---:|" * 9,
+    ]
+    naive = ladder.rungs[0].chat if ladder.rungs else None
+    for rung in ladder.rungs:
+        chat, about = rung.chat, rung.document
+        if chat is None or naive is None:
+            continue
+        times = f"{naive.total_s / chat.total_s:.1f}"
+        cells = (
+            rung.title + ("" if rung.is_taken else " (not taken)"),
+            f"{chat.first_s:.2f} s",
+            f"{chat.total_s:.2f} s",
+            f"**{times}**" if rung.is_taken else times,
+            f"{about.total_s:.2f} s" if about is not None else "",
+            f"{1000 * rung.score_s:.0f} ms" if rung.score_s is not None else "",
+            f"{rung.ready_s:.1f} s" if rung.ready_s is not None else "",
+            f"{rung.kl:.1e}" if rung.kl else "" if rung.kl is None else "0",
+            f"{rung.top1:.1%}" if rung.top1 is not None else "",
+            f"{chat.n_same} of {chat.n_turns}",
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"

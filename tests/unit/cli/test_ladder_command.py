@@ -21,10 +21,10 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_are_shown_plotted_and_written(call: Call, tmp_path: Path) -> None:
-    model, plot = write_gguf(tmp_path / "tiny.gguf", n_ctx=8192), tmp_path / "ladder.svg"
+    model, plot, table = write_gguf(tmp_path / "tiny.gguf", n_ctx=8192), tmp_path / "ladder.svg", tmp_path / "ladder.md"
     done = call(
         "ladder", str(model), "--backend", "fake", "--work", "least", "--json", "--plot", str(plot), "--write", "same",
-        "--student", str(model),
+        "--student", str(model), "--markdown", str(table),
     )  # fmt: skip
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -35,6 +35,9 @@ def test_steps_are_shown_plotted_and_written(call: Call, tmp_path: Path) -> None
     assert layers["kind"] == "lossy"
     assert "The workload is smaller than the full one (least)" in done.err
     assert plot.read_text().startswith("<svg")
+    rows = [line for line in table.read_text().splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(found["rungs"])
+    assert {row.count("|") for row in rows} == {11}
     settings = load_settings()
     assert (settings.backend, settings.kv.enabled, settings.threads) == ("fake", False, 1)
     assert settings.model == "smollm2-135m"  # fewer layers only if asked
