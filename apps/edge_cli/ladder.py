@@ -144,6 +144,7 @@ def _models(app: App, settings: Settings, name: str, options: dict[str, Any], fo
     """Find the models of the ladder, and write the first rung's weights."""
     from edge.bench.ladder import unpacked
     from edge.bench.ladder_steps import Models
+    from edge.errors import ModelTooLargeError
     from edge.registry import ENGINES
 
     backends = options["backends"]
@@ -160,8 +161,12 @@ def _models(app: App, settings: Settings, name: str, options: dict[str, Any], fo
             f"There is no backend {unknown[0]}. Known here: {', '.join(ENGINES)}.", click.get_current_context()
         )
     status.show("writing the weights in 16 bits")
-    # Only llama.cpp reads them faster than they would be written.
-    start = None if backends and "llamacpp" not in backends else unpacked(packed, folder, _ENTRY, device.cpu.usable_logical)
+    start: Artifact | None = None
+    if not backends or "llamacpp" in backends:  # others would take longer to read it
+        try:
+            start = unpacked(packed, folder, _ENTRY, device.cpu.usable_logical, device.memory.available_bytes)
+        except ModelTooLargeError as error:
+            output.note(output.plain(f"{error.message} So the first step has the weights as they are packed."))
     return Models(
         device=device,
         start=start or packed,

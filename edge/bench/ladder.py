@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +27,9 @@ from edge.bench.ladder_steps import STEPS, Models, Step, Variant, naive_setup
 from edge.bench.ladder_values import FORMAT, Kind, Ladder, Rung, Setup, Stopped, Turn, Work, latency_of
 from edge.bench.ladder_work import ABOUT_DOCUMENT, LABELS, QUESTIONS, choose_work, document, items, manual, session_of
 from edge.child import Child, python_command, rebuild_error
-from edge.errors import BackendError, EdgeError
+from edge.errors import BackendError, EdgeError, ModelTooLargeError
 from edge.formats.artifact import open_artifact
-from edge.units import reason
+from edge.units import reason, size_text
 
 if TYPE_CHECKING:
     from edge.formats.artifact import Artifact
@@ -37,6 +38,7 @@ __all__ = ["LOSSLESS_KL", "Program", "run_ladder", "unpacked"]
 
 LOSSLESS_KL = 1e-3
 """Divergence in nats beyond which a step is not rounding any more; 8-bit activations have about 0.003."""
+_MOST_OF_FREE = 0.7
 _LATE = 2.0  # times the budget, after which nothing more is begun
 _PROBE = Work(name="probe", n_turns=1, n_sessions=1, n_words=120, n_reply=8, n_questions=0, n_items=0, n_logits=0)
 
@@ -80,14 +82,29 @@ class Program:
         self._child.close()
 
 
-def unpacked(artifact: Artifact, folder: Path, entry: str, n_threads: int) -> Artifact | None:
+def unpacked(artifact: Artifact, folder: Path, entry: str, n_threads: int, available_bytes: int) -> Artifact | None:
     """Return the model with its weights in 16 bits, written into a folder; None if they are so already, or it is no GGUF.
 
+    Args:
+        artifact: the model.
+        folder: for the file.
+        entry: see Program.
+        n_threads: to write it with.
+        available_bytes: free memory, for computing with it.
+
     Raises:
+        ModelTooLargeError: there is no room for it, on the disk or in memory.
         EdgeError: it cannot be written.
     """
     if artifact.format != "gguf" or not artifact.quantisation.startswith(("Q", "IQ", "MXFP", "TQ")):
         return None
+    n_bytes = 2 * artifact.header.n_params if artifact.header is not None else 0
+    for place, free in (("memory", available_bytes), ("disk", shutil.disk_usage(folder).free)):
+        if n_bytes > _MOST_OF_FREE * free:
+            raise ModelTooLargeError(
+                f"In 16 bits {artifact.name} takes {size_text(n_bytes)}; {size_text(free)} of the {place} are free.",
+                "Measure a smaller model, or close other programs.",
+            )
     out = folder / f"{artifact.path.stem}-F16.gguf"
     with Program(entry) as program:
         program.ask(Unpack(source=os.fsencode(artifact.path), out=os.fsencode(out), n_threads=n_threads))

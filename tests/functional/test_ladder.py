@@ -14,6 +14,7 @@ from edge.bench.ladder import LOSSLESS_KL, run_ladder, unpacked
 from edge.bench.ladder_steps import STEPS, Models, Step, Variant
 from edge.bench.ladder_values import Work
 from edge.device import probe
+from edge.errors import ModelTooLargeError
 from edge.formats.artifact import open_artifact
 
 ENTRY = "edge_cli.ladder_child:main"
@@ -22,7 +23,9 @@ WORK = Work(name="tiny", n_turns=2, n_sessions=2, n_words=40, n_reply=6, n_quest
 
 def test_the_ladder_of_the_real_model(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = open_artifact(model_path)
-    start = unpacked(packed, tmp_path, ENTRY, 2)
+    with pytest.raises(ModelTooLargeError, match=r"In 16 bits .* takes 269.* of the memory are free"):
+        unpacked(packed, tmp_path, ENTRY, 2, 300_000_000)
+    start = unpacked(packed, tmp_path, ENTRY, 2, probe().memory.available_bytes)
     assert start is not None
     assert (start.quantisation, start.name) == ("F16", packed.name)
     # gguf-py unpacks the blocks on its own; llama.cpp has rounded them to float16.

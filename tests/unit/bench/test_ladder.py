@@ -214,5 +214,5 @@ def test_divergence_is_that_of_the_definition(tmp_path: Path) -> None:
 
 
 def test_weights_in_floats_are_left_as_they_are(models: Models, tmp_path: Path) -> None:
-    assert unpacked(models.start, tmp_path, ENTRY, 1) is None
-    assert unpacked(changed(models.start, format="onnx"), tmp_path, ENTRY, 1) is None
+    assert unpacked(models.start, tmp_path, ENTRY, 1, 1 << 40) is None
+    assert unpacked(changed(models.start, format="onnx"), tmp_path, ENTRY, 1, 1 << 40) is None
