@@ -20,7 +20,6 @@ from edge.errors import EdgeError
 if TYPE_CHECKING:
     from edge.backends.base import Backend
     from edge.device.energy import Meter
-    from edge.plan.receipt import Plan
 
 __all__ = ["Answer", "Bandwidth", "Logits", "Open", "Passes", "Problem", "Request", "Run", "main", "serve"]
 
@@ -67,10 +66,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a request: one of these. `energy` names the source of energy figures, or why there is none."""
+    """The answer to a request: one of these. `energy` names the source of energy figures, or why there is none;
+    `is_faster_next` is that of the backend."""
 
     load_s: float | None = None
     energy: str = ""
+    is_faster_next: bool = False
     sample: Sample | None = None
     pass_ms: dict[int, float] | None = None
     divergence: Divergence | None = None
@@ -109,30 +110,22 @@ class _Server:
         return Answer(sample=measure(self._backend, request.n_prompt, request.n_decode, meter=self._meter))
 
     def _open(self, request: Open) -> Answer:
+        from edge.backends import open_backend
+        from edge.bench.measure import warm_up
         from edge.device.energy import find_meter
         from edge.formats.artifact import open_artifact
         from edge.plan.receipt import MemoryEstimate, Plan
 
         artifact = open_artifact(Path(os.fsdecode(request.path)))
         plan = Plan(**request.plan, artifact=artifact, memory=MemoryEstimate(0, 0, 0, 0, 0), choices=())
-        load_s = self._load(plan)
-        if self._backend is not None and self._backend.is_faster_next:
-            self._backend.close()
-            load_s = self._load(plan)
-        energy = ""
-        if request.with_energy:
-            self._meter, energy = find_meter()
-        return Answer(load_s=load_s, energy=energy)
-
-    def _load(self, plan: Plan) -> float:
-        """Load a model and run a first step; return the time that it took, in seconds."""
-        from edge.backends import open_backend
-        from edge.bench.measure import warm_up
-
         started = time.perf_counter()
         self._backend = open_backend(plan)
         warm_up(self._backend)
-        return time.perf_counter() - started
+        load_s = time.perf_counter() - started
+        energy = ""
+        if request.with_energy:
+            self._meter, energy = find_meter()
+        return Answer(load_s=load_s, energy=energy, is_faster_next=self._backend.is_faster_next)
 
     def close(self) -> None:
         if self._meter is not None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 import pytest
 
@@ -15,6 +18,7 @@ from edge.backends.base import Sampler
 from edge.backends.fake import FakeBackend
 from edge.bench.bandwidth import measure_bandwidth, sweep_bytes
 from edge.bench.child import Answer, Open, serve
+from edge.bench.divergence import compare_logits, text_logits
 from edge.bench.measure import measure, prompt_tokens, warm_up
 from edge.bench.process import Worker, bandwidth_here, setting_of
 from edge.device.cost import peak_bytes
@@ -45,6 +49,52 @@ def test_a_child_measures(plan: Plan) -> None:
         assert sample.decode_s > 0
         assert sample.peak_bytes > 1 << 20
     worker.close()  # twice is fine
+
+
+def test_a_child_compares_itself_and_times_its_passes(plan: Plan, tmp_path: Path) -> None:
+    logits = tmp_path / "logits.npz"
+    with Worker(plan) as worker:
+        worker.write_logits(logits)
+        found = worker.compare_logits(logits)
+        assert (found.mean, found.agreement) == (pytest.approx(0.0, abs=1e-9), 1.0)
+        times = worker.pass_ms()
+        assert 1 in times and all(ms > 0 for ms in times.values())
+        assert worker.run(50, 7).n_prompt == 50, "and it goes on"
+        with pytest.raises(BackendError, match="exists"):
+            worker.write_logits(logits)
+        logits.write_bytes(b"no logits")
+        with pytest.raises(BackendError):
+            worker.compare_logits(logits)
+
+
+def test_a_deadline_ends_a_child(plan: Plan) -> None:
+    with pytest.raises(BackendError, match="process that measured"):
+        Worker(plan, deadline=time.monotonic())
+    with Worker(plan, deadline=time.monotonic() + 3600) as worker:
+        assert worker.run(5, 1).n_prompt == 5
+
+
+def test_a_divergence_is_that_of_the_distributions(tmp_path: Path, plan: Plan) -> None:
+    """Against the definition, written out."""
+    tokens = [3, 4, 5]
+
+    class Drawn(FakeBackend):
+        rows = np.random.default_rng(1).standard_normal((len(tokens), 9)).astype(np.float32)
+
+        def logits(self, seq_id: int, n_back: int = 0) -> Any:
+            return self.rows[self.length(seq_id) - 1 - n_back]
+
+    with Drawn(plan) as backend:
+        backend.info = replace(backend.info, n_vocab=9)
+        theirs = text_logits(backend, tokens)
+        np.testing.assert_array_equal(theirs, Drawn.rows)
+        with (tmp_path / "theirs.npz").open("wb") as file:
+            np.savez(file, tokens=tokens, logits=theirs)
+        Drawn.rows = 2 * theirs[:, ::-1]
+        found = compare_logits(backend, tmp_path / "theirs.npz")
+    p, q = (np.exp(rows) / np.exp(rows).sum(1, keepdims=True) for rows in (theirs, Drawn.rows))
+    assert found.mean == pytest.approx(float((p * np.log(p / q)).sum(1).mean()), rel=1e-5)
+    assert found.agreement == np.mean(p.argmax(1) == q.argmax(1))
 
 
 def test_errors_come_back_as_what_they_are(plan: Plan) -> None:
