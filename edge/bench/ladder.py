@@ -155,6 +155,7 @@ class _Climb:
     clock: Callable[[], float]
     rungs: list[Rung] = field(default_factory=list)
     n_run: int = 0
+    share: float = 0.0
 
     def run(self, work: Work | None) -> Ladder:
         started = self.started = self.clock()
@@ -170,7 +171,8 @@ class _Climb:
                 if self.clock() - started > _LATE * self.budget_s:
                     stopped = "late"
                     break
-                self._climb(step, number / (len(STEPS) + 1))
+                self.share = number / (len(STEPS) + 1)
+                self._climb(step)
         except KeyboardInterrupt:
             stopped = "interrupted"
         device = self.models.device
@@ -207,7 +209,7 @@ class _Climb:
         speeds = (turn.n_prompt / max(1e-6, turn.first_ms / 1000), max(1, turn.n_generated - 1) / decode_s)
         return choose_work(self.budget_s - spent, *speeds, ready_s)
 
-    def _climb(self, step: Step, share: float) -> None:
+    def _climb(self, step: Step) -> None:
         """Try the variants of a step, and take the best one if it is better than the rung below."""
         below = next(rung for rung in reversed(self.rungs) if rung.is_taken)
         assert below.setup is not None
@@ -217,7 +219,6 @@ class _Climb:
             return
         tried: list[Rung] = []
         for variant in variants:
-            self.on_progress(variant.title, share)
             try:
                 tried.append(self._measure(step.name, step.kind, variant))
             except EdgeError as error:
@@ -249,6 +250,7 @@ class _Climb:
         scored, quality = Reached(), self._quality_file(self.n_run)
         conversation = ""
         for session in range(work.n_sessions):
+            self.on_progress(f"{variant.title}: start {session + 1} of {work.n_sessions}", self.share)
             began = self.clock()
             with Program(self.entry) as program:
                 self._begin(program, setup, namespace)
@@ -258,6 +260,7 @@ class _Climb:
                         say = Say(
                             text=QUESTIONS[number], n_reply=work.n_reply, conversation=conversation, system=manual(work.n_words)
                         )
+                        self.on_progress(f"{variant.title}: turn {number + 1} of {work.n_turns}", self.share)
                         conversation = self._say(program, say, chat)
                 for number in range(n_questions):
                     if session_of(number, n_questions, work.n_sessions) == session:
