@@ -353,6 +353,11 @@ class Assistant(Responding):
         """Fingerprint of its blocks on the disk, 32 bytes; None without a disk."""
         return self._disk.model if self._disk is not None else None
 
+    @property
+    def engine_fingerprint(self) -> bytes | None:
+        """As `kv_fingerprint`, and another one for each engine that shares its blocks."""
+        return (self._disk.engine or self._disk.model) if self._disk is not None else None
+
     def check_cache(self, n: int = 3, *, on_progress: Callable[[int, int], None] | None = None) -> list[CacheCheck]:
         """Restore the newest conversations from the disk and compare what the model says next with a cold run.
 

@@ -212,6 +212,8 @@ def _assemble(
         plan = _with_placement(plan, engine)
         sampling, system = _advised(chosen, plan.artifact)
         disk = _open_disk(chosen, plan, engine, stamps) if with_disk else None
+        if disk is not None and disk.engine != disk.model:
+            plan = _with_sharing(plan)
         return Assistant(
             engine,
             plan,
@@ -335,6 +337,16 @@ def _with_placement(plan: Plan, engine: Backend) -> Plan:
     return replace(plan, choices=(*plan.choices, *found))
 
 
+def _with_sharing(plan: Plan) -> Plan:
+    """Return the receipt with where keys and values on the disk may come from."""
+    from edge.plan.receipt import Choice
+
+    why = (
+        "those of another engine with this model file are used, and differ from this one's in the last bits (kv.across_engines)"
+    )
+    return replace(plan, choices=(*plan.choices, Choice("KV on disk", "shared by engines", why)))
+
+
 def _stamps(artifact: Artifact) -> list[list[int]]:
     """Return the stamps of the files with weights; none if they cannot be read, as loading will say."""
     from edge.hashes import file_stamp
@@ -370,7 +382,9 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend, stamps: list[lis
     kv = settings.kv
     if not (engine.capabilities.export_kv or engine.capabilities.checkpoints):
         return None
-    model = model_fingerprint(engine, plan.artifact, cache_dir=settings.paths.cache_dir, exact=kv.exact)
+    cache_dir = settings.paths.cache_dir
+    model = model_fingerprint(engine, plan.artifact, cache_dir=cache_dir, exact=kv.exact, across_engines=kv.across_engines)
+    own = model_fingerprint(engine, plan.artifact, cache_dir=cache_dir, exact=kv.exact)
     if _stamps(plan.artifact) != stamps:
         _log.warning("%s was changed while it was loaded: the KV cache is off until it is loaded again.", plan.artifact.path)
         return None
@@ -378,8 +392,9 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend, stamps: list[lis
     if kv.model_budgets_gb.get(name, kv.model_budget_gb) == 0:
         return None  # nothing of this model is to be stored
     blocks = open_block_store(settings)
-    blocks.name_model(model, name)
-    return DiskCache(blocks, model, kv.answers)
+    for each in {model, own}:
+        blocks.name_model(each, name)
+    return DiskCache(blocks, model, kv.answers, own)
 
 
 def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor | None:

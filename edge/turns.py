@@ -50,11 +50,13 @@ class DiskCache:
         blocks: the block store.
         model: fingerprint of weights and engine, 32 bytes; see `edge.kv.open`.
         answers: give the same answer to an exact repeat of a request at temperature 0.
+        engine: fingerprint that no other engine has, where `model` is that of several; b"" is the same as `model`.
     """
 
     blocks: BlockStore
     model: bytes
     answers: bool = False
+    engine: bytes = b""
 
 
 class Turns:
@@ -102,7 +104,7 @@ class Turns:
         self._disk = disk
         self._answers: AnswerCache | None = None
         if disk is not None and disk.answers:
-            self._answers = AnswerCache(disk.blocks, disk.model, scheduler.full_n_ctx, adapters)
+            self._answers = AnswerCache(disk.blocks, disk.engine or disk.model, scheduler.full_n_ctx, adapters)
         self._compiler = Compiler(prompting.tokenizer)
         self._running = _Running()
         self._is_closed = False

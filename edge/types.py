@@ -259,6 +259,7 @@ class Usage:
         n_generated: tokens of the reply.
         n_restored: reused tokens that came from the disk.
         saved_ms: estimated time to compute the reused tokens, less the time to restore them.
+        n_foreign: restored tokens that another engine had computed: near to what this one computes, not equal.
         is_answer_cached: nothing was computed: the same request was answered before.
         n_drafted: draft tokens that were computed in the hope that the reply would go on with them.
         n_accepted: draft tokens that the reply went on with.
@@ -276,6 +277,7 @@ class Usage:
     n_accepted: int = 0
     draft_saved_ms: float = 0.0
     n_forced: int = 0
+    n_foreign: int = 0
 
     @property
     def n_computed(self) -> int:

@@ -149,8 +149,9 @@ def verify(app: App, n_checks: int | None, as_json: bool, **options: Any) -> int
         output.note(f"{report.n_checked:,} blocks checked, {size_text(report.size_bytes)}: {bad}.")
         for check, is_bad in zip(checks, are_bad, strict=True):
             verdict = "another token" if not check.is_same_choice else "differs" if is_bad else "same token"
+            foreign = f", {check.n_foreign:,} of another engine" if check.n_foreign else ""
             output.line(
-                f"{check.owner}  {check.n_tokens:,} tokens ({check.n_decoded:,} decoded)  "
+                f"{check.owner}  {check.n_tokens:,} tokens ({check.n_decoded:,} decoded{foreign})  "
                 f"largest difference {check.max_difference:.4g}  KL {check.kl:.2g}  {verdict}"
             )
     return 1 if report.damaged or any(are_bad) else 0

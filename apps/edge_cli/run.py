@@ -340,6 +340,8 @@ def _reuse(usage: Usage) -> str:
         return "from the answer cache"
     n_memory = usage.n_reused - usage.n_restored
     parts = [f"{n:,} from {where}" for n, where in ((n_memory, "memory"), (usage.n_restored, "disk")) if n]
+    if usage.n_foreign:
+        parts[-1] += f" ({usage.n_foreign:,} of another engine)"
     saved = f", {duration_text(usage.saved_ms / 1000)} saved" if usage.saved_ms >= 10 else ""
     return " and ".join(parts) + saved if parts else "none reused"
 

@@ -100,7 +100,7 @@ class Answer:
     @property
     def fingerprint(self) -> str:
         """A text that changes with what could change an answer to the same request: engine and weights."""
-        fingerprint = self.assistant.kv_fingerprint
+        fingerprint = self.assistant.engine_fingerprint
         return f"{self.assistant.backend_name}-{fingerprint.hex()[:12] if fingerprint else self.model}"
 
     def finish_reason(self, index: int = 0) -> str:

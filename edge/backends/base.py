@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge.adapters import Adapter, Mix
+    from edge.backends.neutral import NeutralLayout
     from edge.plan.receipt import Plan
     from edge.prompt.tokenizers import Tokenizer
     from edge.types import Sampling
@@ -173,6 +174,7 @@ class Backend(ABC):
             exported.
         chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from position 0;
             `should_stop` takes effect between chunks.
+        neutral: layout of its KV blocks, where other engines can import them; None where they are its own.
         chunk_grain: a chunk may be computed in pieces of at least this many tokens; where the engine's last bits depend on how
             tokens were batched, pieces of multiples of it leave them as they are.
     """
@@ -187,6 +189,7 @@ class Backend(ABC):
     kv_window: int = 0
     is_faster_next: bool = False
     adapters: tuple[Adapter, ...] = ()
+    neutral: NeutralLayout | None = None
 
     @abstractmethod
     def length(self, seq_id: int) -> int:
@@ -345,10 +348,14 @@ class Backend(ABC):
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         """Return everything but the weights that changes what an exported block means or how its numbers came out.
 
-        A block may only be given to `import_kv` of a backend with equal values, the same weights and the same adapters in use.
-        Empty where nothing can be exported.
+        A block may only be given to `import_kv` of a backend with equal values, the same weights and the same adapters in use;
+        where `neutral` is set, its `common` values are enough. Empty where nothing can be exported.
         """
         return {}
+
+    def maker(self, block: bytes | memoryview) -> str:
+        """Return which other engine computed a block, in words; "" if it was this one, with the same `kv_identity`."""
+        return ""
 
     @abstractmethod
     def close(self) -> None:

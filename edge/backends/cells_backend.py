@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from edge.backends.base import MAX_DRAFT, NO_DRAFTS, Backend, Capabilities, ModelInfo
 from edge.backends.cells import CellAllocator
+from edge.backends.neutral import MAKER_BYTES, describe_maker, maker_id
 from edge.errors import BackendError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class CellsBackend(Backend):
         info, capabilities, tokenizer, n_ctx, chunk_size: as in `Backend`.
 
     Attributes:
-        block_magic: 8 bytes that KV blocks of this engine begin with.
+        block_magic: 8 bytes that KV blocks of this engine begin with; those of the neutral layout where `neutral` is set.
     """
 
     block_magic: bytes
@@ -56,6 +57,7 @@ class CellsBackend(Backend):
         # Held during every use of the native objects, so that close() from another thread waits for the pass.
         self._lock = threading.RLock()
         self._is_open = True
+        self._maker: bytes | None = None
         self._allocate(n_ctx)
 
     # -- for the engine: all of it is called under the lock, with checked arguments
@@ -215,17 +217,24 @@ class CellsBackend(Backend):
 
         with self._lock:
             n_now = self.length(seq_id)
-            if len(block) < BLOCK_HEADER.size:
+            if len(block) < self._head_bytes:
                 raise BackendError("The KV block is truncated.")
             magic, start, end, size = BLOCK_HEADER.unpack_from(block)
-            if magic != self.block_magic or len(block) != BLOCK_HEADER.size + size or not 0 <= start < end:
+            if magic != self.block_magic or len(block) != self._head_bytes + size or not 0 <= start < end:
                 raise BackendError(f"This is not a whole KV block of the {self.name} backend.")
             if start != n_now:
                 raise BackendError(f"The KV block starts at position {start}, but the sequence ends at {n_now}.")
             self._cells.check_room({seq_id: end - start})
-            self._import(seq_id, start, end, np.frombuffer(block, np.uint8)[BLOCK_HEADER.size :])
+            self._import(seq_id, start, end, np.frombuffer(block, np.uint8)[self._head_bytes :])
             self._cells.append(seq_id, end - start)
             self._forget_logits(seq_id)
+
+    def maker(self, block: bytes | memoryview) -> str:
+        self._check_open()
+        if self.neutral is None:
+            return ""
+        found = bytes(block[BLOCK_HEADER.size : self._head_bytes])
+        return "" if found == self._own_maker() else describe_maker(found)
 
     def close(self) -> None:
         with self._lock:
@@ -257,9 +266,21 @@ class CellsBackend(Backend):
         """Return a block with its header, and the part of it where `size` bytes of positions [start, end) belong."""
         import numpy as np
 
-        block = np.empty(BLOCK_HEADER.size + size, dtype=np.uint8)
+        block = np.empty(self._head_bytes + size, dtype=np.uint8)
         BLOCK_HEADER.pack_into(block.data, 0, self.block_magic, start, end, size)
-        return block, block[BLOCK_HEADER.size :]
+        if self.neutral is not None:
+            block[BLOCK_HEADER.size : self._head_bytes] = np.frombuffer(self._own_maker(), np.uint8)
+        return block, block[self._head_bytes :]
+
+    @property
+    def _head_bytes(self) -> int:
+        """Bytes of a block before those of the engine."""
+        return BLOCK_HEADER.size + (MAKER_BYTES if self.neutral is not None else 0)
+
+    def _own_maker(self) -> bytes:
+        if self._maker is None:
+            self._maker = maker_id(self.kv_identity())
+        return self._maker
 
     def _allocate(self, n_ctx: int) -> None:
         """Begin counting with so many cells and empty sequences."""

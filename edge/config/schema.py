@@ -176,6 +176,8 @@ class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         max_writes_gb_per_day: the most that is written on a day, in GB, to spare a flash disk; None sets no limit.
         encrypt: encrypt its blocks, which are authenticated either way.
         exact: reuse only what gives the very bits of a run without any cache; slower, see docs/kv.md.
+        across_engines: use what another engine has prefilled with the same model file, where both keep keys and values alike.
+            Numbers of two engines differ in their last bits.
         read_timeout_ms: longest wait of a reply for the disk, each time it is asked; then its prompt is computed. 0 waits.
         answers: give the same answer at once to an exact repeat of a request at temperature 0.
         namespace: share stored prompts only with programs that have the same name here; "" is the usual place.
@@ -190,6 +192,7 @@ class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_writes_gb_per_day: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
     encrypt: bool = False
     exact: bool = False
+    across_engines: bool = True
     read_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)] = 2000
     answers: bool = False
     namespace: Annotated[str, msgspec.Meta(pattern=NAMESPACE_PATTERN)] = ""

@@ -272,6 +272,7 @@ class Generation:
             n_accepted=self.drafted.n_accepted,
             draft_saved_ms=round(self.drafted.saved_ms, 1),
             n_forced=self.n_forced,
+            n_foreign=self.reuse.n_foreign,
         )
         timing = Timing(
             queue_ms=(started - self.asked_at) * 1000,

@@ -11,6 +11,7 @@ doubts.py       checks of an index that is whole and may still be wrong
 entries.py      entries of that directory: kinds, permissions, whole files
 expiry.py       pins that end, old blocks, budgets of models
 files.py        the directory of a store
+foreign.py      blocks of another engine, compared with this one's
 formats.py      formats of blocks and index, and those of other versions of edge
 index.py        the SQLite index of the blocks
 keys.py         the secret of a store, and the keys derived from it

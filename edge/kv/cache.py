@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError
 from edge.kv.blocks import with_adapters
+from edge.kv.foreign import ForeignBlocks
 from edge.kv.slots import Slot, Slots
 from edge.kv.tree import Mark
 
@@ -60,12 +61,14 @@ class Reuse:
     Attributes:
         n_memory: tokens that were in the KV cache.
         n_disk: tokens restored from disk.
+        n_foreign: those of them that another engine had computed.
         saved_ms: estimated time to compute them, less the time to restore them; 0 while nothing is known.
     """
 
     n_memory: int = 0
     n_disk: int = 0
     saved_ms: float = 0.0
+    n_foreign: int = 0
 
 
 class KVCache:
@@ -95,6 +98,7 @@ class KVCache:
         # Blocks of a sliding-window model are exported while the window covers them.
         self._block_tokens = min(BLOCK_TOKENS, backend.kv_window // 2) if backend.kv_window else BLOCK_TOKENS
         self._slots = Slots(backend, self.chunk_size if exact else 1)
+        self._foreign = ForeignBlocks(backend)
         self._ms_per_token = 0.0
         self._warned: set[str] = set()
         self._fingerprints: dict[Mix, bytes] = {(): model}
@@ -149,7 +153,7 @@ class KVCache:
         slot = self._slots.acquire(prompt, _space(namespace, mix))
         if slot is None:
             return None
-        slot.hint, slot.namespace, slot.mix = hint, namespace, mix
+        slot.hint, slot.namespace, slot.mix, slot.n_foreign = hint, namespace, mix, 0
         n_memory = slot.n_tokens
         n_disk, restore_ms = 0, 0.0
         if self._store is not None:
@@ -164,7 +168,7 @@ class KVCache:
         slot.owner, slot.n_prefilled, slot.boundaries = owner, slot.n_tokens, tuple(sorted(boundaries))
         slot.n_found = slot.n_tokens
         saved_ms = max(0.0, (n_memory + n_disk) * self._ms_per_token - restore_ms)
-        return slot, Reuse(n_memory, n_disk, saved_ms)
+        return slot, Reuse(n_memory, n_disk, saved_ms, min(slot.n_foreign, n_disk))
 
     def note_prefill(self, slot: Slot, tokens: Sequence[int], ms: float) -> None:
         """Note that part of a prompt was prefilled, and store full blocks.
@@ -321,6 +325,11 @@ class KVCache:
             except UnsupportedError:
                 self._reset(slot)
                 return False
+        maker = self._foreign.maker(payload)
+        if maker and not self._foreign.are_usable(maker, slot, tokens):
+            self._backend.rewind(slot.seq_id, slot.n_tokens)
+            return False
+        slot.n_foreign += len(tokens) if maker else 0
         self._slots.append(slot, tokens, is_prefill=True)
         return True
 

@@ -57,7 +57,14 @@ def _size(gb: float) -> int:
     return int(min(gb, _MAX_GB) * _GB) if gb > 0 else 0
 
 
-def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path | None = None, exact: bool = False) -> bytes:
+def model_fingerprint(
+    backend: Backend,
+    artifact: Artifact,
+    *,
+    cache_dir: Path | None = None,
+    exact: bool = False,
+    across_engines: bool = False,
+) -> bytes:
     """Return a digest of the weights and everything else that changes the meaning of KV bytes.
 
     Args:
@@ -65,6 +72,7 @@ def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path |
         artifact: the model it has loaded. Its weights are read once if their hash is not known yet.
         cache_dir: folder that caches the hash.
         exact: blocks made under that promise are kept apart, see `edge.kv.cache`.
+        across_engines: the same for all engines whose blocks have one layout (`Backend.neutral`), where `exact` is false.
 
     Returns:
         32 bytes.
@@ -77,9 +85,10 @@ def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path |
     from edge.kv.cache import BLOCK_TOKENS
 
     weights = artifact.sha256 or files_sha256(artifact.weight_files, cache_dir=cache_dir)
-    return fingerprint(
-        {**backend.kv_identity(), "weights": weights, "chunk": min(BLOCK_TOKENS, backend.chunk_size) if exact else 0}
-    )
+    identity = backend.kv_identity()
+    if across_engines and backend.neutral is not None and not exact:
+        identity = backend.neutral.common(identity)
+    return fingerprint({**identity, "weights": weights, "chunk": min(BLOCK_TOKENS, backend.chunk_size) if exact else 0})
 
 
 def forget_conversations(settings: Settings, ids: Sequence[str]) -> None:

@@ -37,6 +37,7 @@ class Slot:
         hint: where what the turn computes stays.
         n_found: tokens that it had when the turn began.
         n_prefilled: position up to which it was prefilled; the rest was decoded.
+        n_foreign: tokens that were restored for the turn and that another engine had computed.
         boundaries: positions that later prompts are likely to share, in order.
     """
 
@@ -50,6 +51,7 @@ class Slot:
     hint: CacheHint = "disk"
     n_found: int = 0
     n_prefilled: int = 0
+    n_foreign: int = 0
     boundaries: tuple[int, ...] = ()
 
 

@@ -33,6 +33,7 @@ class CacheCheck:
         max_difference: largest difference of two logits after it.
         kl: Kullback-Leibler divergence of the restored next-token distribution from the cold one, in nats.
         is_same_choice: the most likely next token is the same.
+        n_foreign: tokens of it that another engine computed; those differ, too.
     """
 
     owner: str
@@ -41,6 +42,7 @@ class CacheCheck:
     max_difference: float
     kl: float
     is_same_choice: bool
+    n_foreign: int = 0
 
 
 def check_cache(
@@ -140,6 +142,7 @@ def compare(backend: Backend, path: Sequence[PlainBlock], owner: str, chunk_size
         float(abs(restored - cold).max()),
         _divergence(cold, restored),
         bool(restored.argmax() == cold.argmax()),
+        sum(len(block.tokens) for block in path if backend.maker(block.payload)),
     )
 
 

@@ -332,7 +332,7 @@ def test_a_block_of_another_cache_is_refused_and_nothing_is_left_of_it(tiny_mode
     with LlamaCppBackend(plan_for(tiny_model("llama"), kv_type_k="q8_0")) as other:
         other.prefill(0, tokens(40))
         foreign = other.export_kv(0, 0, 40)
-    with LlamaCppBackend(plan_for(tiny_model("llama"))) as backend:
+    with LlamaCppBackend(plan_for(tiny_model("llama"), kv_type_v="q8_0")) as backend:
         backend.prefill(0, tokens(10))
         own = backend.export_kv(0, 0, 10)
         with pytest.raises(BackendError, match="refused"):

@@ -19,8 +19,8 @@ __all__ = ["StatusLine", "StatusValues", "fit_parts"]
 
 
 OF_A_REPLY = (
-    "used", "first_token_ms", "tokens_per_s", "n_reused", "n_prompt", "n_restored", "saved_ms", "is_answer_cached", "n_drafted",
-    "n_accepted", "has_reply",
+    "used", "first_token_ms", "tokens_per_s", "n_reused", "n_prompt", "n_restored", "n_foreign", "saved_ms", "is_answer_cached",
+    "n_drafted", "n_accepted", "has_reply",
 )  # fmt: skip
 """The fields of StatusValues that belong to a conversation, not to the model."""
 
@@ -42,6 +42,7 @@ class StatusValues:
         first_token_ms, tokens_per_s: of the last reply; 0 if unknown.
         n_reused, n_prompt: tokens of the last prompt from the KV cache, and all its tokens.
         n_restored: reused tokens from the disk; saved_ms: the computing time that saved.
+        n_foreign: restored tokens that another engine computed.
         is_answer_cached: the answer came from the answer cache, without computing.
         n_drafted, n_accepted: guessed tokens of the last reply, and those that were right.
         has_reply: the values above are of a reply, which may still be running.
@@ -62,6 +63,7 @@ class StatusValues:
     n_reused: int = 0
     n_prompt: int = 0
     n_restored: int = 0
+    n_foreign: int = 0
     saved_ms: float = 0.0
     is_answer_cached: bool = False
     n_drafted: int = 0
@@ -97,7 +99,8 @@ class StatusValues:
     def _reuse(self) -> list[tuple[int, str]]:
         if self.is_answer_cached:
             return [(8, "cached answer")]
-        details = [f"{self.n_restored:,} from disk"] if self.n_restored else []
+        origin = " (another engine's)" if self.n_foreign else ""
+        details = [f"{self.n_restored:,} from disk{origin}"] if self.n_restored else []
         if self.saved_ms >= 100:
             details.append(f"{duration_text(self.saved_ms / 1000)} saved")
         return [(8, f"reused {self.n_reused:,} of {self.n_prompt:,}"), (9, ", ".join(details))]
@@ -134,6 +137,7 @@ class StatusValues:
             n_reused=int(usage.get("n_reused", 0)),
             n_prompt=int(usage.get("n_prompt", 0)),
             n_restored=int(usage.get("n_restored", 0)),
+            n_foreign=int(usage.get("n_foreign", 0)),
             saved_ms=usage.get("saved_ms", 0),
             is_answer_cached=bool(usage.get("is_answer_cached", 0)),
             n_drafted=int(usage.get("n_drafted", 0)),

@@ -20,8 +20,10 @@ from edge.backends.llamacpp.library import (
 )
 from edge.backends.llamacpp.logits import Logits
 from edge.backends.llamacpp.model import capabilities_of, check_usable, describe, load_model, open_context, rope_variant
+from edge.backends.llamacpp.neutral import find_neutral
 from edge.backends.llamacpp.sampler import DryCache, LlamaCppSampler
 from edge.backends.llamacpp.vocabulary import Vocabulary
+from edge.backends.neutral import MAGIC
 from edge.device.cost import trim_heap
 from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError
 
@@ -89,16 +91,20 @@ class LlamaCppBackend(CellsBackend):
             n_ctx=library.llama_n_ctx(self._context),
             chunk_size=min(library.llama_n_ubatch(self._context), library.llama_n_batch(self._context)),
         )
+        self._neutral = find_neutral(
+            library, self._context, header, plan,
+            has_ranges=self.capabilities.export_kv, n_window=self.kv_window, seq_id=self._spare,
+        )  # fmt: skip
+        if self._neutral is not None:
+            self.neutral, self.block_magic = self._neutral.layout, MAGIC
         self._identity: dict[str, str | int | float | bool] = {
-            "kv_type_k": plan.kv_type_k,
-            "kv_type_v": plan.kv_type_v,
             "flash_attention": plan.flash_attention,
             "n_ubatch": plan.n_ubatch,
             "accelerator": plan.accelerator,
             "gpu_layers": plan.gpu_layers,
             "extra_buffers": plan.use_extra_buffers,
             "unified": True,
-            "layout": self.block_magic.decode("ascii", "replace"),
+            "layout": str(self.neutral or f"{self.block_magic.decode('ascii')} {plan.kv_type_k} {plan.kv_type_v}"),
             "rope": rope_variant(library, self._model, self.n_ctx),
         }
         self._batch = Batch(library, max(self.chunk_size, plan.n_seq + MAX_DRAFT))
@@ -301,11 +307,15 @@ class LlamaCppBackend(CellsBackend):
         clear_log()
         if library.llama_state_seq_get_data(self._context, _address(payload), size, seq_id) != size:
             raise BackendError(f"llama.cpp could not export its KV cache: {recent_log() or 'it gave no reason'}.")
+        if self._neutral is not None:
+            self._neutral.to_neutral(payload, start, end)
         return block.tobytes()
 
     def _import_all(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
         """Give the bytes of a block to llama.cpp, which empties the sequence first."""
         library = self._library
+        if self._neutral is not None:
+            payload = self._neutral.to_state(payload, start, end)
         clear_log()
         n_read = library.llama_state_seq_set_data(self._context, _address(payload), len(payload), seq_id)
         first = library.llama_memory_seq_pos_min(self._memory, seq_id)

@@ -89,7 +89,8 @@ def _close_null_files() -> None:
 
 def library_version() -> str:
     """Return the version of llama.cpp. Its state format may change from one to the next."""
-    return str(importlib.import_module("llama_cpp").__version__)
+    # The child that tries a file imports no package around the binding, and stores no block.
+    return str(getattr(importlib.import_module("llama_cpp"), "__version__", ""))
 
 
 def _silence(library: Any) -> None:

@@ -22,6 +22,7 @@ from edge.backends.llamacpp.state_file import (
     rows_of_block,
     write_state,
 )
+from edge.backends.neutral import MAKER_BYTES
 from edge.errors import StorageError, UnsupportedError, UsageError
 from edge.kv.records import SLOT_OWNER, PlainBlock
 
@@ -63,8 +64,9 @@ class SlotReport:
 
 
 class _Sample(NamedTuple):
-    """What the engine says of the file's tokens: the head and layout of its states, and the two differences."""
+    """What the engine says of the file's tokens: the beginning of its blocks and their states, and the two differences."""
 
+    frame: bytes
     head: bytes
     layout: Layout
     head_error: float
@@ -121,19 +123,19 @@ def _compare(backend: Backend, file: StateFile, path: Path, n_ctx: int) -> _Samp
         started = time.perf_counter()
         backend.prefill(0, tokens[:n_head])
         ms_per_token = (time.perf_counter() - started) * 1000 / n_head
-        head, layout, computed = _export(backend, 0, n_head)
+        frame, head, layout, computed = _export(backend, 0, n_head)
         if layout[:2] != file.layout[:2]:
             raise StorageError(
                 f"{path} does not fit: it holds {file.layout.describe()}; this model has {layout.describe()} here.",
                 "Load the model that it was saved with, and its KV type: --kv-type.",
             )
-        sample = _Sample(head, layout, _differ(file, layout, path, 0, computed), 0.0, ms_per_token)
+        sample = _Sample(frame, head, layout, _differ(file, layout, path, 0, computed), 0.0, ms_per_token)
         if n_tail:
             backend.rewind(0, 0)
             for block in _blocks(file, sample, b"", "", path, n - n_tail):
                 backend.import_kv(0, block.payload)
             backend.prefill(0, tokens[n - n_tail :])
-            _, _, computed = _export(backend, n - n_tail, n)
+            _, _, _, computed = _export(backend, n - n_tail, n)
             sample = sample._replace(tail_error=_differ(file, layout, path, n - n_tail, computed))
     finally:
         backend.rewind(0, 0)
@@ -166,11 +168,13 @@ def _check_model(backend: Backend, file: StateFile, path: Path, n_ctx: int) -> N
         )
 
 
-def _export(backend: Backend, start: int, end: int) -> tuple[bytes, Layout, Rows]:
-    """Return the head of a block and of its state, the layout, and the keys and values of some positions."""
+def _export(backend: Backend, start: int, end: int) -> tuple[bytes, bytes, Layout, Rows]:
+    """Return the beginning of a block and of its state, the layout, and the keys and values of some positions."""
     block = backend.export_kv(0, start, end)
-    layout, rows = rows_of_block(memoryview(block)[BLOCK_HEADER.size :], end - start)
-    return block[: BLOCK_HEADER.size + STATE_HEAD_BYTES], layout, rows
+    n_frame = BLOCK_HEADER.size + (MAKER_BYTES if backend.neutral is not None else 0)
+    state = memoryview(block)[n_frame:]
+    layout, rows = rows_of_block(state, end - start)
+    return block[:n_frame], bytes(state[:STATE_HEAD_BYTES]), layout, rows
 
 
 def _differ(file: StateFile, layout: Layout, path: Path, start: int, computed: Rows) -> float:
@@ -187,12 +191,12 @@ def _blocks(
         StorageError: the file was changed meanwhile, or a number is infinite or NaN.
     """
     n_tokens = len(file.tokens) if end is None else end
-    magic, parent = sample.head[:8], None
+    magic, maker, parent = sample.frame[:8], sample.frame[BLOCK_HEADER.size :], None
     for start in range(0, n_tokens, _BLOCK_TOKENS):
         stop = min(start + _BLOCK_TOKENS, n_tokens)
         with _refusing(path):
-            state = write_state(sample.head[BLOCK_HEADER.size :], sample.layout, file.rows(start, stop), start)
-        payload = BLOCK_HEADER.pack(magic, start, stop, len(state)) + state
+            state = write_state(sample.head, sample.layout, file.rows(start, stop), start)
+        payload = BLOCK_HEADER.pack(magic, start, stop, len(state)) + maker + state
         key = start.to_bytes(8, "big")
         ms = sample.ms_per_token * (stop - start)
         yield PlainBlock(key, parent, model, namespace, start, file.tokens[start:stop], payload, "decode", ms)

@@ -5,6 +5,7 @@ passes.py    the compiled model, and passes over several sequences
 stateful.py  the same without paged attention: a request a sequence
 blocks.py    keys and values in blocks that sequences share
 compiled.py  compiles a model, or what was stored of it
+neutral.py   the same as rows of the layout that engines share
 graph.py     a decoder as an OpenVINO model
 shape.py     a decoder's numbers, and what differs between architectures
 rotation.py  rotary positions, and how models stretch them

@@ -48,6 +48,8 @@ class OpenVINOBackend(LogitsBackend):
     def __init__(
         self, plan: Plan, *, on_progress: Callable[[float], bool] | None = None, cache_dir: Path | None = None
     ) -> None:
+        from edge.backends.neutral import MAGIC
+        from edge.backends.openvino.neutral import neutral_layout
         from edge.backends.openvino.passes import open_passes
         from edge.backends.openvino.rotation import rotation_variant
         from edge.formats.gguf import read_header
@@ -100,6 +102,11 @@ class OpenVINOBackend(LogitsBackend):
         self._kv_type, self._attention = plan.kv_type_k, attention.partition(":")[0]
         self._processor = "" if plan.accelerator == "cpu" else attention
         self._rope = rotation_variant(header, plan.n_ctx)  # what a smaller cache later on does not change
+        self._accelerator = plan.accelerator
+        self._is_interleaved = header.architecture == "llama"
+        self.neutral = neutral_layout(header, plan) if self._attention == "paged" else None
+        if self.neutral is not None:
+            self.block_magic = MAGIC
 
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         from edge.device.identity import cpu_identity
@@ -109,10 +116,9 @@ class OpenVINOBackend(LogitsBackend):
             "backend": self.name,
             "version": str(self._library.get_version()),
             "processor": self._processor or cpu_identity(),  # OpenVINO chooses its kernels by it
-            "layout": self.block_magic.decode("ascii", "replace"),
-            "type": self._kv_type,
+            "layout": str(self.neutral or f"{self.block_magic.decode('ascii', 'replace')} {self._kv_type} {self._attention}"),
             "rope": self._rope,
-            "attention": self._attention,  # a block of one is laid out differently from the other's
+            "accelerator": self._accelerator,
             "chunk_size": self.chunk_size,
         }
 
@@ -143,14 +149,23 @@ class OpenVINOBackend(LogitsBackend):
         self.passes.blocks.share(source, target, n_tokens)
 
     def _kv_bytes(self, n_tokens: int) -> int:
-        return n_tokens * self.passes.blocks.row_bytes()
+        return self.neutral.size(n_tokens) if self.neutral else n_tokens * self.passes.blocks.row_bytes()
 
     def _read_kv(self, seq_id: int, start: int, end: int, out: npt.NDArray[np.uint8]) -> None:
-        self.passes.blocks.read(seq_id, start, end, out)
+        if self.neutral:
+            self.neutral.clear(out, end - start)
+        self.passes.blocks.read(seq_id, start, end, self._rows(out, end - start))
 
     def _write_kv(self, seq_id: int, start: int, end: int, data: npt.NDArray[np.uint8]) -> None:
         self.passes.blocks.extend(seq_id, start, end - start)
-        self.passes.blocks.write(seq_id, start, end, data)
+        self.passes.blocks.write(seq_id, start, end, self._rows(data, end - start))
+
+    def _rows(self, data: npt.NDArray[np.uint8], n: int) -> dict[str, npt.NDArray[np.generic]]:
+        from edge.backends.openvino.neutral import neutral_rows
+
+        if self.neutral is None:
+            return self.passes.blocks.rows(data, n)
+        return neutral_rows(self.neutral, data, n, is_interleaved=self._is_interleaved)
 
     def _free_kv(self, seq_id: int) -> None:
         pass  # _truncate did

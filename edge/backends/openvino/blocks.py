@@ -8,6 +8,7 @@ Source: PagedAttention (Kwon et al., 2023).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,31 +80,42 @@ class Blocks:
         """Return the bytes of the keys and values of one position."""
         return sum(array[0, :, 0].nbytes for array in self._arrays)
 
-    def read(self, seq_id: int, start: int, end: int, out: npt.NDArray[np.uint8]) -> None:
-        """Write positions [start, end) into `out`: for each tensor its heads, positions and numbers."""
+    def rows(self, data: npt.NDArray[np.uint8], n: int) -> dict[str, npt.NDArray[np.generic]]:
+        """Return bytes as the rows of n positions, without a copy: for each tensor an array for `read` and `write`."""
+        found, offset = {}, 0
+        for name, array in zip(self.tensors, self._arrays, strict=True):
+            heads, width = array.shape[1], array.shape[3]
+            n_bytes = heads * n * width * array.itemsize
+            found[name] = data[offset : offset + n_bytes].view(array.dtype).reshape(heads, n, 1, width)
+            offset += n_bytes
+        return found
+
+    def read(self, seq_id: int, start: int, end: int, out: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Copy positions [start, end) into arrays, one for each tensor.
+
+        Args:
+            seq_id: the sequence.
+            start, end: positions that it has.
+            out: name of a tensor -> shape (heads, end - start, parts, width / parts).
+        """
         self._move(seq_id, start, end, out, is_write=False)
 
-    def write(self, seq_id: int, start: int, end: int, data: npt.NDArray[np.uint8]) -> None:
-        """Put what `read` wrote behind the first `start` positions; there must be room."""
-        self._move(seq_id, start, end, data, is_write=True)
+    def write(self, seq_id: int, start: int, end: int, rows: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Put what `read` copied behind the first `start` positions; there must be room."""
+        self._move(seq_id, start, end, rows, is_write=True)
 
-    def _move(self, seq_id: int, start: int, end: int, data: npt.NDArray[np.uint8], *, is_write: bool) -> None:
-        blocks, offset = self._lists[seq_id], 0
-        for array in self._arrays:
-            heads, width = array.shape[1], array.shape[3]
-            n_bytes = heads * (end - start) * width * array.itemsize
-            rows = data[offset : offset + n_bytes].view(array.dtype).reshape(heads, end - start, width)
-            offset += n_bytes
+    def _move(self, seq_id: int, start: int, end: int, rows: Mapping[str, npt.NDArray[np.generic]], *, is_write: bool) -> None:
+        blocks = self._lists[seq_id]
+        for name, array in zip(self.tensors, self._arrays, strict=True):
             position = start
             while position < end:
                 first = position % BLOCK
                 n_rows = min(BLOCK - first, end - position)
-                inside = array[blocks[position // BLOCK], :, first : first + n_rows]
-                outside = rows[:, position - start : position - start + n_rows]
-                if is_write:
-                    inside[...] = outside
-                else:
-                    outside[...] = inside
+                outside = rows[name][:, position - start : position - start + n_rows]
+                inside = array[blocks[position // BLOCK], :, first : first + n_rows].reshape(outside.shape)
+                target, source = (inside, outside) if is_write else (outside, inside)
+                for part in range(outside.shape[2]):  # one by one: numpy's innermost loop is then along the numbers
+                    target[:, :, part] = source[:, :, part]
                 position += n_rows
 
     def _take(self) -> int:

@@ -6,7 +6,7 @@ slower at several replies, at sharing a prefix (which is a copy) and at export, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,17 +77,23 @@ class States:
         """Return the bytes of the keys and values of one position."""
         return len(self._states(0)) * int(np.prod(self._row)) * np.dtype(self._kv_type).itemsize
 
-    def read(self, seq_id: int, start: int, end: int, out: npt.NDArray[np.uint8]) -> None:
-        """Write positions [start, end) into `out`: for each state its heads, positions and numbers."""
-        for rows, state in zip(self._rows(out, end - start), self._states(seq_id), strict=True):
-            rows[...] = state.state.data[0, :, start:end]
-
-    def write(self, seq_id: int, start: int, end: int, data: npt.NDArray[np.uint8]) -> None:
-        """Put what `read` wrote behind the first `start` positions."""
+    def rows(self, data: npt.NDArray[np.uint8], n: int) -> dict[str, npt.NDArray[np.generic]]:
+        """Return bytes as the rows of n positions, without a copy: by the name of a state, shape (heads, n, width)."""
         heads, width = self._row
-        for rows, state in zip(self._rows(data, end - start), self._states(seq_id), strict=True):
+        parts = data.view(self._kv_type).reshape(-1, heads, n, width)
+        return {str(state.name): rows for state, rows in zip(self._states(0), parts, strict=True)}
+
+    def read(self, seq_id: int, start: int, end: int, out: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Copy positions [start, end) into `rows`."""
+        for state in self._states(seq_id):
+            out[str(state.name)][...] = state.state.data[0, :, start:end]
+
+    def write(self, seq_id: int, start: int, end: int, rows: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Put what `read` copied behind the first `start` positions."""
+        heads, width = self._row
+        for state in self._states(seq_id):
             old = state.state.data[:, :, :start] if start else np.empty((1, heads, 0, width), np.float32)
-            self._set(state, np.concatenate([old, rows[None].astype(np.float32)], axis=2))
+            self._set(state, np.concatenate([old, rows[str(state.name)][None].astype(np.float32)], axis=2))
 
     def _states(self, seq_id: int) -> list[Any]:
         """Return the states of a sequence, in one order for all."""
@@ -96,11 +102,6 @@ class States:
     def _set(self, state: Any, values: npt.NDArray[Any]) -> None:
         with wrap_errors("set keys and values"):
             state.state = self._ov.Tensor(np.ascontiguousarray(values))
-
-    def _rows(self, data: npt.NDArray[np.uint8], n_rows: int) -> npt.NDArray[Any]:
-        """Return the part of each state in the bytes of so many positions."""
-        heads, width = self._row
-        return data.view(self._kv_type).reshape(-1, heads, n_rows, width)
 
 
 class StatefulPasses:

@@ -19,19 +19,19 @@ def make(n_ctx: int) -> Blocks:
     return Blocks(ov, {f"{part}_cache.0": (ov.Type.f32, (HEADS, BLOCK, WIDTH)) for part in ("key", "value")}, n_ctx, N_SEQ)
 
 
-def rows(values: list[float]) -> Any:
-    """Bytes of positions whose numbers all equal a value."""
+def rows(values: list[float]) -> dict[str, Any]:
+    """Positions whose numbers all equal a value, as `Blocks.write` takes them."""
     one = np.repeat(np.array(values, np.float32)[None, :, None], HEADS, 0).repeat(WIDTH, 2)
-    return np.concatenate([one.reshape(-1), -one.reshape(-1)]).view(np.uint8)
+    return {"key_cache.0": one[:, :, None], "value_cache.0": -one.reshape(HEADS, -1, WIDTH // 2, 2).swapaxes(2, 3)}
 
 
 def read(blocks: Blocks, seq_id: int, n_tokens: int) -> list[float]:
-    out = np.empty(n_tokens * blocks.row_bytes(), np.uint8)
-    blocks.read(seq_id, 0, n_tokens, out)
-    keys, values = out.view(np.float32).reshape(2, HEADS, n_tokens, WIDTH)
+    found = blocks.rows(np.empty(n_tokens * blocks.row_bytes(), np.uint8), n_tokens)
+    blocks.read(seq_id, 0, n_tokens, found)
+    keys, values = found["key_cache.0"], found["value_cache.0"]
     np.testing.assert_array_equal(keys, -values)
-    assert (keys == keys[:1, :, :1]).all()
-    return [float(value) for value in keys[0, :, 0]]
+    assert (keys == keys[:1, :, :, :1]).all()
+    return [float(value) for value in keys[0, :, 0, 0]]
 
 
 @pytest.mark.parametrize("seed", range(6))

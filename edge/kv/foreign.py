@@ -1,0 +1,89 @@
+"""Blocks that another engine has computed: the first one of each engine is compared with what this engine computes.
+
+Engines round differently, so such blocks are near to this engine's own and not equal; a block that is far from them is the work
+of a broken engine, or means something else. That is decided once for each other engine, over a few tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edge.backends.base import Backend
+    from edge.kv.slots import Slot
+
+__all__ = ["ForeignBlocks"]
+
+_log = logging.getLogger("edge.kv")
+_N_COMPARED = 32
+_MAX_ERROR = 0.15
+"""Most that the keys or values of a layer may differ, as a share of their norm: llama.cpp and OpenVINO differ by 0.05 with
+SmolLM2, another rotation of positions by more than this at once."""
+
+
+class ForeignBlocks:
+    """See the module. The engine thread owns it.
+
+    Args:
+        backend: the engine.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._is_near: dict[str, bool] = {}
+
+    def maker(self, block: memoryview) -> str:
+        """Return which other engine computed a block; "" if it was this one."""
+        return self._backend.maker(block)
+
+    def are_usable(self, maker: str, slot: Slot, tokens: Sequence[int]) -> bool:
+        """Return whether blocks of an engine may be used.
+
+        Args:
+            maker: the engine.
+            slot: at the end of whose sequence one of its blocks was imported; it is left as it was.
+            tokens: of that block, as far as it was imported.
+
+        Raises:
+            BackendError: the engine failed.
+        """
+        if maker not in self._is_near:
+            self._backend.set_adapters(slot.mix)
+            error = self._error(slot.seq_id, list(tokens)[-_N_COMPARED:])
+            self._is_near[maker] = is_near = error <= _MAX_ERROR  # NaN is more
+            if is_near:
+                _log.info("KV blocks of %s differ from this engine's by %.1f %%", maker, 100 * error)
+            else:
+                _log.warning("KV blocks of %s are not used: they differ from this engine's by %.0f %%", maker, 100 * error)
+        return self._is_near[maker]
+
+    def _error(self, seq_id: int, tokens: list[int]) -> float:
+        """Return the largest difference of a layer's keys or values from computed ones, as a share of their norm."""
+        import numpy as np
+
+        backend = self._backend
+        end = backend.length(seq_id)
+        start = end - len(tokens)
+        block = backend.export_kv(seq_id, start, end)
+        backend.rewind(seq_id, start)
+        backend.prefill(seq_id, tokens)
+        found, wanted = (self._rows(each, len(tokens)) for each in (block, backend.export_kv(seq_id, start, end)))
+        backend.rewind(seq_id, start)
+        backend.import_kv(seq_id, block)
+        difference = np.linalg.norm(found - wanted, axis=-1) / np.maximum(np.linalg.norm(wanted, axis=-1), 1e-9)
+        return float(difference.max())
+
+    def _rows(self, block: bytes, n: int) -> npt.NDArray[np.float32]:
+        """Return the numbers of a block, shape (2, layers, all numbers of a layer)."""
+        import numpy as np
+
+        layout = self._backend.neutral
+        assert layout is not None  # only blocks of this layout have another maker
+        payload = np.frombuffer(block, np.uint8)[-layout.size(n) :]
+        numbers = layout.numbers(payload, n).astype(np.float32)
+        return numbers.reshape(*numbers.shape[:2], -1)
