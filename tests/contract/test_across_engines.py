@@ -79,28 +79,33 @@ def open_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Backend
     return open_one
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_an_engine_goes_on_from_the_other_ones_blocks(
-    open_tiny: Callable[..., Backend], kind: str, first: str, second: str
-) -> None:
-    tokens, rest = random_tokens(N_TOKENS), random_tokens(20, 4)
-    with open_tiny(first, kind) as one, open_tiny(second, kind) as other:
-        one.prefill(0, tokens)
-        other.prefill(0, tokens)
-        expected = logs(other, rest)
-        other.rewind(0, 0)
-        for block in blocks_of(one, N_TOKENS):
-            assert other.maker(block).split()[0] == first and one.maker(block) == ""
-            other.import_kv(0, block)
-        given, again = one.export_kv(0, 0, N_TOKENS), other.export_kv(0, 0, N_TOKENS)
-        assert np.array_equal(numbers_of(one, given, N_TOKENS), numbers_of(other, again, N_TOKENS)), "no bit is lost"
-        found = logs(other, rest)
-        other.rewind(0, 0)
-        other.prefill(0, random_tokens(N_TOKENS, 9))
-        wrong = logs(other, rest)
-    # The engines keep weights and keys in float16, in their own ways; what another text leaves is far away.
-    assert divergence(expected, found) < 1e-4 < 0.05 < divergence(expected, wrong)
+@pytest.mark.parametrize("kind", ["llama", "llama yarn", "llama longrope", "qwen2", "qwen3", "phi3", "phi3 partial"])
+def test_each_engine_goes_on_from_the_other_ones_blocks(open_tiny: Callable[..., Backend], kind: str) -> None:
+    tokens, rest = random_tokens(N_TOKENS), random_tokens(16, 4)
+    with open_tiny("llamacpp", kind) as llamacpp, open_tiny("openvino", kind) as openvino:
+        blocks, expected, wrong = {}, {}, {}
+        for backend in (llamacpp, openvino):
+            backend.prefill(0, random_tokens(N_TOKENS, 9))
+            wrong[backend.name] = logs(backend, rest)
+            backend.rewind(0, 0)
+            backend.prefill(0, tokens)
+            blocks[backend.name] = blocks_of(backend, N_TOKENS)
+            expected[backend.name] = logs(backend, rest)
+        for backend, other in ((llamacpp, openvino), (openvino, llamacpp)):
+            backend.rewind(0, 0)
+            for block in blocks[other.name]:
+                assert backend.maker(block).split()[0] == other.name and other.maker(block) == ""
+                backend.import_kv(0, block)
+            given, again = other.export_kv(0, 0, N_TOKENS), backend.export_kv(0, 0, N_TOKENS)
+            if backend is llamacpp:  # the other one has this one's by the second time
+                assert np.array_equal(numbers_of(other, given, N_TOKENS), numbers_of(backend, again, N_TOKENS))
+            found = logs(backend, rest)
+            # The engines keep weights and keys in float16, in their own ways; what another text leaves is far away.
+            own = expected[backend.name]
+            assert divergence(own, found) < 1e-4 < 0.05 < divergence(own, wrong[backend.name])
+        assert llamacpp.neutral is not None
+        common = [backend.neutral.common(backend.kv_identity()) for backend in (llamacpp, openvino)]  # type: ignore[union-attr]
+        assert common[0] == common[1]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

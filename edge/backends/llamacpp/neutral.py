@@ -39,7 +39,7 @@ class NeutralState:
     def __init__(self, layout: NeutralLayout, magic: bytes) -> None:
         self.layout = layout
         self._magic = magic
-        self._tensor = np.frombuffer(struct.pack("<iQ", _F16, layout.row_bytes), np.uint8)
+        self._tensor = struct.pack("<iQ", _F16, layout.row_bytes)
 
     def to_neutral(self, state: npt.NDArray[np.uint8], start: int, end: int) -> None:
         """Make an exported state a neutral block, in place: its rows follow their positions, whatever cells they were in.
@@ -66,23 +66,23 @@ class NeutralState:
         if len(payload) != self.layout.size(n):
             raise BackendError(f"The KV block is of another model: it has {len(payload):,} bytes for {n} tokens.")
         tensors = self.layout.tensors(payload, n)[:, :TENSOR_HEAD_BYTES]
-        if (payload[: free_bytes(n)] == self._fields(start, end)).all() and (tensors == self._tensor).all():
+        is_state = payload[: free_bytes(n)].tobytes() == self._fields(start, end)
+        if is_state and tensors.tobytes() == self._tensor * len(tensors):
             return payload
-        state = payload.copy()
+        state: npt.NDArray[np.uint8] = payload.copy()
         self._put_fields(state, start, end)
         return state
 
-    def _fields(self, start: int, end: int) -> npt.NDArray[np.uint8]:
+    def _fields(self, start: int, end: int) -> bytes:
         n = end - start
         cells = np.zeros((n, 3), "<u4")  # position, number of sequences, sequence; llama.cpp asks for the last one elsewhere
         cells[:, 0], cells[:, 1] = np.arange(start, end), 1
         parts = [self._magic, struct.pack("<III", 0, 1, n), cells.tobytes(), struct.pack("<II", 0, self.layout.n_layer)]
-        fields: npt.NDArray[np.uint8] = np.frombuffer(b"".join(parts), np.uint8)
-        return fields
+        return b"".join(parts)
 
     def _put_fields(self, state: npt.NDArray[np.uint8], start: int, end: int) -> None:
-        state[: free_bytes(end - start)] = self._fields(start, end)
-        self.layout.tensors(state, end - start)[:, :TENSOR_HEAD_BYTES] = self._tensor
+        state[: free_bytes(end - start)] = np.frombuffer(self._fields(start, end), np.uint8)
+        self.layout.tensors(state, end - start)[:, :TENSOR_HEAD_BYTES] = np.frombuffer(self._tensor, np.uint8)
 
 
 def find_neutral(

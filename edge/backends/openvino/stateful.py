@@ -84,7 +84,7 @@ class States:
         return {str(state.name): rows for state, rows in zip(self._states(0), parts, strict=True)}
 
     def read(self, seq_id: int, start: int, end: int, out: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Copy positions [start, end) into `rows`."""
+        """Copy positions [start, end) into `out`."""
         for state in self._states(seq_id):
             out[str(state.name)][...] = state.state.data[0, :, start:end]
 
