@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edge.adapters import Mix
     from edge.prompt.tokenizers import Tokenizer
 
 __all__ = ["BLOCK_HEADER", "CellsBackend", "no_logits"]
@@ -228,6 +229,10 @@ class CellsBackend(Backend):
             self._import(seq_id, start, end, np.frombuffer(block, np.uint8)[self._head_bytes :])
             self._cells.append(seq_id, end - start)
             self._forget_logits(seq_id)
+
+    def set_adapters(self, mix: Mix) -> None:
+        self._check_open()
+        super().set_adapters(mix)
 
     def maker(self, block: bytes | memoryview) -> str:
         self._check_open()

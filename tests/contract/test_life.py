@@ -34,6 +34,7 @@ CALLS: dict[str, Callable[[Backend], object]] = {
     "import_kv": lambda backend: backend.import_kv(0, b""),
     "set_threads": lambda backend: backend.set_threads(1, 1),
     "resize": lambda backend: backend.resize(512),
+    "set_adapters": lambda backend: backend.set_adapters(()),
     "maker": lambda backend: backend.maker(b""),
     "kv_identity": lambda backend: backend.kv_identity(),
 }
