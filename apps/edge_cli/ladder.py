@@ -112,9 +112,7 @@ def ladder(app: App, model: str | None, **options: Any) -> int:
             on_progress=status.show_share,
         )
     if options["as_json"]:
-        import msgspec
-
-        output.json_object(msgspec.to_builtins(result))
+        output.json_object(_json(result))
     else:
         output.wide_table(_COLUMNS, list(_rows(result)), _N_SPEED_COLUMNS)
     for note in _notes(result):
@@ -183,6 +181,18 @@ def _find(settings: Settings, name: str) -> Artifact:
 
     with PullProgress() as progress:
         return resolve(name, settings=settings, on_progress=progress.report)
+
+
+def _json(result: Ladder) -> dict[str, Any]:
+    """Return the result as JSON has it: paths as text."""
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(result, builtin_types=(bytes,))
+    for rung in found["rungs"]:
+        for name in ("path", "draft"):
+            if rung["setup"] is not None and rung["setup"][name] is not None:
+                rung["setup"][name] = rung["setup"][name].decode("utf-8", "replace")
+    return found
 
 
 def _rows(result: Ladder) -> Iterable[tuple[str, ...]]:

@@ -33,6 +33,7 @@ def test_steps_are_shown_plotted_and_written(call: Call, tmp_path: Path) -> None
     naive, prefix, layers = found["rungs"]
     assert naive["chat"]["reused"] == 0 < prefix["chat"]["reused"]
     assert layers["kind"] == "lossy"
+    assert layers["setup"]["path"] == str(model)
     assert "The workload is smaller than the full one (least)" in done.err
     assert plot.read_text().startswith("<svg")
     rows = [line for line in table.read_text().splitlines() if line.startswith("|")]
