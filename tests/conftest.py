@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.prove import IS_WHOLE
 
+collect_ignore = ["vendored"]  # they run in a pytest of their own
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what only `make prove` runs."""

@@ -41,8 +41,10 @@ ROUTES: list[tuple[str, str, Handle]] = [
     ("GET", "/health", state.health),
     ("GET", "/metrics", state.metrics),
     ("POST", "/v1/chat/completions", chat.create),
+    ("POST", "/v1/chat/completions/input_tokens", chat.count),
     ("POST", "/v1/completions", completions.create),
     ("POST", "/v1/responses", responses.create),
+    ("POST", "/v1/responses/input_tokens", responses.count),
     ("GET", "/v1/responses/{id}", responses.stored),
     ("GET", "/v1/models", models.list_all),
     ("GET", "/v1/models/{id:path}", models.retrieve),
@@ -66,6 +68,11 @@ ROUTES: list[tuple[str, str, Handle]] = [
 ]
 """Method, path and handler."""
 
+_WITHOUT_V1 = frozenset(path.removeprefix("/v1") for _, path, _ in ROUTES if path.startswith("/v1/")) - {
+    path for _, path, _ in ROUTES
+}
+"""Paths that llama.cpp's server has without /v1, too, and clients whose address was given without it ask for."""
+
 
 class App:
     """The application.
@@ -88,6 +95,8 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; see ASGI."""
         if scope["type"] == "http":
+            if scope["path"] in _WITHOUT_V1:
+                scope = {**scope, "path": f"/v1{scope['path']}"}
             await self._router(scope, receive, send)
 
     async def answer(self, path: str, handles: dict[str, Handle], scope: Scope, receive: Receive, send: Send) -> None:

@@ -65,6 +65,7 @@ _CHECKED: dict[str, dict[str, Any]] = {
     "AnthropicMessagesRequest.messages": _FEW_MESSAGES,
     "AnthropicInputMessage.role": {"enum": ["user", "assistant", "system"]},
     "AnthropicBlock.type": {"enum": ["text", "thinking", "redacted_thinking", "tool_use", "tool_result", "document"]},
+    "AnthropicFormat.type": {"enum": ["json_schema"]},
     "OllamaInputMessage.role": {"enum": ["system", "user", "assistant", "tool"]},
 }
 """Field of a request -> what the server checks of it once its type is right."""

@@ -81,6 +81,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         SSE,
         example={**_ASK, "max_tokens": 20, "temperature": 0.5},
     ),
+    ("POST", "/v1/chat/completions/input_tokens"): Operation(
+        "OpenAI", "Count the tokens of a conversation.", openai_wire.ChatRequest, openai.Count, example=_ASK
+    ),
     ("POST", "/v1/completions"): Operation(
         "OpenAI",
         "Continue a text, without the chat template.",
@@ -96,6 +99,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         openai.Response,
         SSE,
         example={"input": [{"role": "user", "content": "Say hello."}], "max_output_tokens": 20},
+    ),
+    ("POST", "/v1/responses/input_tokens"): Operation(
+        "OpenAI", "Count the tokens of an input.", response_wire.ResponsesRequest, openai.Count, example={"input": "Say hello."}
     ),
     ("GET", "/v1/responses/{id}"): Operation("OpenAI", "Not there, since nothing is stored: always an error 404."),
     ("GET", "/lora-adapters"): Operation("OpenAI", "List the adapters of the default model.", answers="application/json"),

@@ -9,7 +9,7 @@ from edge_serve.answers import Answer, answer, hold_model
 from edge_serve.anthropic.blocks import messages_of
 from edge_serve.anthropic.stream import chunks, usage
 from edge_serve.anthropic.wire import CountRequest, MessagesRequest
-from edge_serve.asked import ToolSpec, options_of, tool_options
+from edge_serve.asked import ToolSpec, constraint_of, options_of, tool_options
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
 from edge_serve.sampling import make_sampling
@@ -32,7 +32,7 @@ async def create(call: Call) -> None:
     fields = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "max_tokens": body.max_tokens}
     sampling = make_sampling({**fields, "stop": body.stop_sequences}, _NAMES)
     thinks = _thinks(body)
-    options = {**options_of(call), **_tools(body), "think": thinks}
+    options = {**options_of(call), **_tools(body), **_form(body), "think": thinks}
     if thinks and body.thinking is not None:
         options["max_thinking"] = body.thinking.budget_tokens
 
@@ -55,7 +55,7 @@ async def count_tokens(call: Call) -> None:
     """Count the tokens of a prompt."""
     body = await call.body(CountRequest)
     messages, _ = messages_of(body)
-    options = {**_tools(body), "think": _thinks(body)}
+    options = {**_tools(body), **_form(body), "think": _thinks(body)}
     async with hold_model(call, body.model) as (assistant, _):
         size = await assistant.acount(messages, **options)
         await call.json({"input_tokens": size.n_tokens})
@@ -91,6 +91,19 @@ def _content(reply: Reply, with_thinking: bool) -> list[dict[str, Any]]:
 
 def _thinks(body: CountRequest) -> bool:
     return body.thinking is not None and body.thinking.type != "disabled"
+
+
+def _form(body: CountRequest) -> dict[str, Any]:
+    """Return the options for the form of the answer, which older clients name `output_format`."""
+    config = body.output_config
+    form, where = (config.format, "output_config.format") if config is not None else (None, "")
+    if form is None:
+        form, where = body.output_format, "output_format"
+    if form is None:
+        return {}
+    if form.type != "json_schema" or form.schema is None:
+        raise ApiError(400, f"{where} is of the type json_schema, with a schema.", param=where)
+    return constraint_of("json_schema", form.schema, f"{where}.schema")
 
 
 def _tools(body: CountRequest) -> dict[str, Any]:

@@ -56,6 +56,20 @@ class ToolParam(msgspec.Struct):
     type: str | None = None
 
 
+class Format(msgspec.Struct):
+    """The form of an answer: a JSON schema."""
+
+    type: str
+    schema: dict[str, Any] | None = None
+
+
+class OutputConfig(msgspec.Struct):
+    """How the answer is written."""
+
+    format: Format | None = None
+    effort: str | None = None
+
+
 class CountRequest(msgspec.Struct, kw_only=True):
     """Of POST /v1/messages/count_tokens."""
 
@@ -65,6 +79,8 @@ class CountRequest(msgspec.Struct, kw_only=True):
     tools: list[ToolParam] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: Format | None = None
 
 
 class MessagesRequest(CountRequest, kw_only=True):

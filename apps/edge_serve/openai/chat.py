@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_serve.answers import Answer, answer
+from edge_serve.answers import Answer, answer, hold_model
 from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
@@ -25,10 +25,19 @@ if TYPE_CHECKING:
     from edge.reply import Reply
     from edge.types import ToolCall
 
-__all__ = ["create"]
+__all__ = ["count", "create"]
 
-_REFUSED = ("audio", "functions", "function_call", "web_search_options", "moderation")
+_REFUSED = ("audio", "functions", "function_call", "web_search_options", "moderation", "continue_final_message")
 _encode = msgspec.json.encode
+
+
+async def count(call: Call) -> None:
+    """Count the tokens of a conversation as the model would read it."""
+    body = await call.body(ChatRequest, _REFUSED)
+    messages, options = messages_of(body.messages), chat_options(body)
+    async with hold_model(call, body.model) as (assistant, _):
+        size = await assistant.acount(messages, **options)
+        await call.json({"object": "response.input_tokens", "input_tokens": size.n_tokens})
 
 
 async def create(call: Call) -> None:
@@ -96,7 +105,8 @@ async def _chunks(call: Call, found: Answer, with_usage: bool) -> AsyncIterator[
             yield chunk(index, {"tool_calls": [{"index": n_calls[index], **_tool_call(event.call)}]})
             n_calls[index] += 1
     if with_usage:
-        yield b"data: " + _encode({**head, "choices": [], "usage": usage(*found.replies)}) + b"\n\n"
+        about = {"usage": usage(*found.replies), "timings": timings(found.reply)}
+        yield b"data: " + _encode({**head, "choices": [], **about}) + b"\n\n"
     yield b"data: [DONE]\n\n"
 
 

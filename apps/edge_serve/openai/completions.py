@@ -79,7 +79,8 @@ def _choice(text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
 
 def _head(found: Answer) -> dict[str, Any]:
     id, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-    return {"id": id, "object": "text_completion", "created": created, "model": found.model}
+    head = {"id": id, "object": "text_completion", "created": created, "model": found.model}
+    return {**head, "system_fingerprint": found.fingerprint}
 
 
 def _prompt(body: CompletionRequest) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Chat", "Completion", "Detokenized", "Error", "Model", "Models", "Response", "Tokenized"]
+__all__ = ["Chat", "Completion", "Count", "Detokenized", "Error", "Model", "Models", "Response", "Tokenized"]
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -31,11 +31,15 @@ class Error(_Described):
 
 
 class Model(_Described):
-    """A model; the last two fields are those of one that is loaded."""
+    """A model, with Anthropic's fields, too; the last two fields are those of one that is loaded."""
 
     id: str
     object: Literal["model"]
+    type: Literal["model"]
+    display_name: str
+    lifecycle: Literal["active"]
     created: int
+    created_at: str
     owned_by: str
     status: Literal["loaded", "loading", "not loaded"]
     format: str
@@ -48,6 +52,9 @@ class Models(_Described):
 
     object: Literal["list"]
     data: list[Model]
+    has_more: bool
+    first_id: str | msgspec.UnsetType = msgspec.UNSET
+    last_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class CachedTokens(_Described):
@@ -173,6 +180,7 @@ class Completion(_Described):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
     timings: Timings
@@ -213,6 +221,13 @@ class Response(_Described):
     top_p: float | None
     truncation: str
     usage: ResponseUsage | None
+
+
+class Count(_Described):
+    """The tokens of a prompt."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
 
 
 class Piece(_Described):

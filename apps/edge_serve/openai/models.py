@@ -1,7 +1,8 @@
-"""GET /v1/models, and one of them."""
+"""GET /v1/models, and one of them: for clients of OpenAI, and of Anthropic, which look for other fields at the same address."""
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from edge_serve.call import Call
@@ -13,7 +14,9 @@ __all__ = ["describe", "list_all", "retrieve"]
 async def list_all(call: Call) -> None:
     """List the models that can be asked for, the default first."""
     models = await call.service.offer.models()
-    await call.json({"object": "list", "data": [describe(call, model) for model in models]})
+    data = [describe(call, model) for model in models]
+    ends = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"has_more": False}
+    await call.json({"object": "list", "data": data, **ends})
 
 
 async def retrieve(call: Call) -> None:
@@ -29,10 +32,15 @@ def describe(call: Call, model: Offered) -> dict[str, Any]:
     runtime = call.service.runtime
     loaded = next((one for one in runtime.loaded if one.name == model.reference), None)
     status = "loaded" if loaded is not None else "loading" if model.reference in runtime.loading else "not loaded"
+    created = model.modified or call.service.started_at
     shown: dict[str, Any] = {
         "id": model.id,
         "object": "model",
-        "created": model.modified or call.service.started_at,
+        "type": "model",
+        "display_name": model.id,
+        "lifecycle": "active",
+        "created": created,
+        "created_at": datetime.fromtimestamp(created, timezone.utc).isoformat().replace("+00:00", "Z"),
         "owned_by": "edge",
         "status": status,
         "format": model.format,

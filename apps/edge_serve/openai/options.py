@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["chat_options"]
 
-_GUIDES = {"grammar": "gbnf", "guided_json": "json_schema", "guided_regex": "regex", "guided_choice": "choices"}
+_GUIDES = {
+    "grammar": "gbnf",
+    "json_schema": "json_schema",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choices",
+}
 """Fields of llama.cpp and vLLM -> kind of constraint."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from edge_serve.answers import Answer, answer
+from edge_serve.answers import Answer, answer, hold_model
 from edge_serve.asked import ToolSpec, constraint_of, options_of, tool_options
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.reply import Reply
 
-__all__ = ["create", "stored"]
+__all__ = ["count", "create", "stored"]
 
 _REFUSED = ("previous_response_id", "conversation", "background", "prompt")
 _NAMES = {"max_tokens": "max_output_tokens"}
@@ -30,9 +30,7 @@ async def create(call: Call) -> None:
     messages = messages_of_input(body)
     fields = {"temperature": body.temperature, "top_p": body.top_p, "max_tokens": body.max_output_tokens}
     sampling = make_sampling(fields, _NAMES)
-    options = {**options_of(call), **_tools(body), **_form(body.text.format if body.text is not None else None)}
-    if body.reasoning is not None and body.reasoning.effort is not None:
-        options["think"] = body.reasoning.effort not in ("none", "minimal")
+    options = {**options_of(call), **_options(body)}
 
     def start(assistant: Assistant) -> Reply:
         return assistant.generate(messages, sampling, **options, **lora_options(body.lora, assistant))
@@ -52,6 +50,15 @@ async def create(call: Call) -> None:
                 writer.call(made)
             writer.end("completed" if reply.finish_reason == "stop" else "incomplete")
             await call.json({**head, **_end(found, writer.output)})
+
+
+async def count(call: Call) -> None:
+    """Count the tokens of an input as the model would read it."""
+    body = await call.body(ResponsesRequest, _REFUSED)
+    messages, options = messages_of_input(body), _options(body)
+    async with hold_model(call, body.model) as (assistant, _):
+        size = await assistant.acount(messages, **options)
+        await call.json({"object": "response.input_tokens", "input_tokens": size.n_tokens})
 
 
 async def stored(call: Call) -> None:
@@ -119,6 +126,14 @@ def _end(found: Answer, output: list[dict[str, Any]]) -> dict[str, Any]:
             "total_tokens": usage.n_prompt + usage.n_generated,
         },
     }
+
+
+def _options(body: ResponsesRequest) -> dict[str, Any]:
+    """Return tools, form and thinking, as the runtime takes them."""
+    options = {**_tools(body), **_form(body.text.format if body.text is not None else None)}
+    if body.reasoning is not None and body.reasoning.effort is not None:
+        options["think"] = body.reasoning.effort not in ("none", "minimal")
+    return options
 
 
 def _tools(body: ResponsesRequest) -> dict[str, Any]:

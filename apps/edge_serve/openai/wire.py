@@ -93,6 +93,7 @@ class ChatRequest(CommonRequest, kw_only=True):
     reasoning_effort: str | None = None
     chat_template_kwargs: TemplateArguments | None = None
     grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
