@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(3600)]  # many tests in one
 
 SUITE = Path(__file__).parents[1] / "vendored" / "llama_server"
 AT_LEAST = 88
