@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -250,6 +251,23 @@ def test_a_device_of_another_name_runs_the_state(plan_of: Callable[..., Any], mo
         assert backend.kv_identity()["processor"] != identity["processor"]
         error = np.sqrt(((logits(backend, tokens) - expected) ** 2).mean()) / expected.std()
     assert error < 0.05, error  # of the precision that the device chooses: bfloat16, where the CPU has it
+
+
+@pytest.mark.model
+def test_gemma_beyond_its_window_is_that_of_llama_cpp() -> None:
+    path = Path(os.environ.get("EDGE_TEST_GEMMA", ""))
+    if not path.is_file():
+        pytest.fail("EDGE_TEST_GEMMA does not name the model file. Run the tests with: make test")
+    plan = make_plan(path, n_ctx=1024, n_seq=1, n_ubatch=512, n_threads=2, n_threads_batch=2)
+    text, found = Path(__file__).with_name("test_openvino.py").read_text(), {}
+    for engine in ("llamacpp", "openvino"):
+        with open_backend(replace(plan, backend=engine)) as backend:
+            tokens = backend.tokenizer.tokenize(text)[:608]
+            backend.prefill(0, tokens[:600])  # the window has 512
+            found[engine] = logits(backend, tokens[600:]).astype(np.float64)
+    theirs, ours = (rows - np.logaddexp.reduce(rows, axis=1, keepdims=True) for rows in found.values())
+    divergence = (np.exp(theirs) * (theirs - ours)).sum(1)
+    assert np.median(divergence) < 0.1, divergence
 
 
 def test_parts_that_are_not_recognised_are_said(plan_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,9 +154,13 @@ def test_a_restart_changes_no_word(tiny_model: TinyModel, plan_for: PlanFor, tmp
 
 
 @pytest.mark.prove
-def test_a_restart_changes_no_word_on_openvino(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "kv_type"), [("llama q4_0", "f16"), ("llama", "u8")])
+def test_a_restart_changes_no_word_on_openvino(
+    tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path, kind: str, kv_type: str
+) -> None:
     pytest.importorskip("openvino")
-    plan = plan_for(tiny_model("llama q4_0"), backend="openvino", n_ctx=1024, n_seq=1, n_ubatch=64)
+    types = {"kv_type_k": kv_type, "kv_type_v": kv_type}
+    plan = plan_for(tiny_model(kind), backend="openvino", n_ctx=1024, n_seq=1, n_ubatch=64, **types)
     running = World(opener(plan, tmp_path / "running"), restarts=False)
     restarted = World(opener(plan, tmp_path / "restarted"), restarts=True)
     compare(restarted, running, range(100, 100 + N_SEEDS))
