@@ -45,7 +45,8 @@ def _feed(package: Path, tokens: np.ndarray, precision: Any) -> np.ndarray:
 LAST = [stop - 1 for _, stop in PIECES]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.prove
+@pytest.mark.parametrize("kind", proof_size(("llama", "qwen3", "gemma3", "phi3-long"), KINDS))
 def test_prefill_and_decode_give_the_checkpoints_logits(kind: str, tiny_checkpoint: Make, tmp_path: Path) -> None:
     folder = tiny_checkpoint(kind)
     package = export_tiny(folder, tmp_path, variant="fp16")

@@ -117,7 +117,7 @@ def test_without_any_special_token_there_is_no_end_to_write(tmp_path: Path) -> N
         write_gguf(open_checkpoint(folder), tmp_path / "model.gguf", "F32")
 
 
-@pytest.mark.prove
+@pytest.mark.prove(whole_only=True)
 def test_gemma_keeps_line_breaks_and_runs_of_spaces(tmp_path: Path) -> None:
     """The real Gemma 3 270M, whose line breaks and runs of spaces are tokens of the user: two minutes, with all comparisons."""
     from tokenizers import Tokenizer
