@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Arguments for the tests, for example: make test ARGS="-k catalog"
 ARGS ?=
 
-.PHONY: help chat test prove check lint format docs install install-dev install-ecosystem model lock snapshots bench clean
+.PHONY: help chat test coverage prove check lint format docs install install-dev install-ecosystem model lock snapshots bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -30,6 +30,9 @@ prove: install-dev install-ecosystem model  ## Run the long proofs whole: 700 ki
 	EDGE_TEST_PROVE=1 EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
 	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
 		$(BIN)/python -m pytest -n 2 --dist worksteal -m prove $(ARGS)
+
+coverage: install-dev model  ## Run all tests and say which lines none of them reaches; takes twice as long as `make test`.
+	@$(MAKE) --no-print-directory test ARGS="--cov --cov-report=html --cov-report=term --cov-fail-under=85 $(ARGS)"
 
 lint: install-dev  ## Style, types and import rules.
 	$(BIN)/ruff check .
