@@ -240,7 +240,9 @@ def _notes(result: Ladder) -> list[str]:
     if all_cores is not None and all_cores.chat is not None and top is not None and top.chat is not None:
         times = all_cores.chat.total_s / top.chat.total_s
         notes.append(f"Against the naive way with all cores, all steps make a reply {times:.1f} times faster.")
-    notes += [f"{rung.title}: not tried, {rung.why}." for rung in result.rungs if rung.chat is None]
+    missing = [rung for rung in result.rungs if rung.chat is None]
+    notes += [f"{rung.title}: not tried, {rung.why}." for rung in missing if rung.setup is None]
+    notes += [f"{rung.title}: failed. {rung.why}" for rung in missing if rung.setup is not None]
     notes += [f"{rung.title}: not taken, {rung.why}." for rung in result.rungs if rung.chat is not None and rung.why]
     if result.rungs:
         notes.append(

@@ -180,6 +180,23 @@ def test_ctrl_c_and_a_slow_machine_keep_what_was_measured(
     assert 1 < len(late.rungs) < len(STEPS)
 
 
+def test_a_variant_that_fails_is_named_and_the_rest_goes_on(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(setup: Setup) -> tuple[list[Turn], float]:
+        if setup.disk:
+            raise BackendError("The disk is full.")
+        return [turn(100 - 50 * setup.reuses)], 0.0
+
+    done = climbed(models, tmp_path, monkeypatch, of)
+    disk = next(one for one in done.rungs if one.name == "disk")
+    assert (disk.is_taken, disk.why, disk.chat) == (False, "The disk is full.", None)
+    ahead = next(one for one in done.rungs if one.name == "read-ahead")
+    assert ahead.setup is not None
+    assert (ahead.setup.disk, ahead.is_taken) == (False, True)
+    assert done.is_complete
+
+
 def test_the_plot_has_a_bar_for_each_rung(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = climbed(models, tmp_path, monkeypatch, lambda setup: ([turn(1000 - 500 * setup.reuses)], 0.0))
     root = ElementTree.fromstring(plot_ladder(done))
