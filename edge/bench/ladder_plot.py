@@ -9,6 +9,7 @@ from edge.bench.ladder_values import Ladder, Rung
 __all__ = ["ladder_markdown", "plot_ladder"]
 
 _WIDTH, _LEFT, _RIGHT, _STEP, _TOP = 860, 260, 150, 26, 66
+_NAME = 32  # characters
 _HEADINGS = {"start": "the naive way", "lossless": "nothing lost", "lossy": "something lost"}
 _STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1f2937}.dim{fill:#6b7280}.head{font-weight:600;font-size:14px}"
@@ -43,8 +44,8 @@ def plot_ladder(ladder: Ladder) -> str:
         if rung.kind != kind:
             kind = rung.kind
             parts.append(f'<line class="line" x1="12" y1="{y:.0f}" x2="{_WIDTH - 12}" y2="{y:.0f}"/>')
-            parts.append(f'<text class="dim" x="{_WIDTH - 12}" y="{y + 16:.0f}" text-anchor="end">{_HEADINGS[kind]}</text>')
-            y += 4
+            parts.append(f'<text class="dim" x="12" y="{y + 16:.0f}">{_HEADINGS[kind]}</text>')
+            y += 20
         parts.append(_bar(rung, y, scale, naive_s))
         y += _STEP
     about = f"{ladder.processor}; {ladder.measured_at[:10]}; edge {ladder.edge}"
@@ -59,7 +60,7 @@ def plot_ladder(ladder: Ladder) -> str:
 def _bar(rung: Rung, y: float, scale: float, naive_s: float) -> str:
     assert rung.chat is not None
     first, total = scale * rung.chat.first_s, scale * rung.chat.total_s
-    name = rung.title if len(rung.title) <= 38 else rung.title[:37] + "…"
+    name = rung.title if len(rung.title) <= _NAME else rung.title[: _NAME - 1] + "…"
     label = f"{rung.chat.total_s:.2f} s, {naive_s / rung.chat.total_s:.1f}x"
     return (
         f'<g class="{"in" if rung.is_taken else "out"}">'
