@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
 from edge.engine.scripted import ScriptedSampler
-from edge.errors import BackendError, CancelledError, ConstraintError, ContextFullError, EdgeError
+from edge.errors import (
+    BackendError,
+    BackendUnavailableError,
+    CancelledError,
+    ConstraintError,
+    ContextFullError,
+    EdgeError,
+    UnsupportedError,
+)
 from edge.events import Progress
 from edge.files import shipped
 from edge.kv.answers import Answer
@@ -25,6 +33,7 @@ from edge.reply_state import ReplyState
 from edge.structured.check import notice_of_end
 from edge.structured.compiler import Compiler
 from edge.structured.shapes import shape_of_constraint
+from edge.structured.triggered import TriggeredMatcher, Watch
 from edge.thinking import think_and_answer
 from edge.tool_runner import ToolRunner
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
@@ -254,7 +263,7 @@ class Turn:
         shown = self.prompting.markers(self.request.options) if self._round.parser is not None else frozenset[int]()
 
         def generate(tokens: list[int], sampling: Sampling, boundaries: Sequence[int], matcher: Matcher | None) -> Finished:
-            return self._generate(tokens, sampling, self._show, boundaries, matcher, shown=shown)
+            return self._generate(tokens, sampling, self._show, boundaries, matcher or self._watch_calls(), shown=shown)
 
         return think_and_answer(generate, tokens, self.request, self.prompting, self._round, self._boundaries(tokens), matcher)
 
@@ -271,6 +280,25 @@ class Turn:
         self._compiled = compiled if request.constraint is not None else None
         self._constraint = wanted
         return compiled.matcher()
+
+    def _watch_calls(self) -> Matcher | None:
+        """Return what holds the tool calls of a reply to their schemas, wherever they begin; None where nothing does."""
+        if self.request.constraint is not None or isinstance(self._prompt, str):
+            return None
+        found = self.prompting.call_behind_opening(self.request.options)
+        if found is None:
+            return None
+        word, constraint = found
+        try:
+            compiled = (self.compiler or Compiler(self.prompting.tokenizer)).compile(constraint)
+        except (ConstraintError, BackendUnavailableError, UnsupportedError):
+            return None  # it can be called all the same, and what is wrong is for the tool to say
+        thinking = self.prompting.template.thinking
+        words = (thinking.opening.encode(), thinking.closing.encode()) if thinking is not None else None
+        watch = Watch((word.encode(),), words, is_thinking=self._round.is_thinking)
+        matcher = TriggeredMatcher(watch, compiled.matcher, self.prompting.tokenizer)
+        matcher.resume(self._begun)
+        return matcher
 
     def _compile(self, wanted: Constraint) -> Compiled:
         """Compile a constraint. The error of a call that has to be made names the tool."""

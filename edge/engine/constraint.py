@@ -28,8 +28,8 @@ class Matcher(Protocol):
         """True if the reply has to end here: no token may follow."""
         ...
 
-    def allowed(self) -> Mask:
-        """Return the tokens that may come next. The array may be overwritten by the next call.
+    def allowed(self) -> Mask | None:
+        """Return the tokens that may come next, None if that is all of them. The array may be overwritten by the next call.
 
         End tokens are among them exactly where `is_complete` is true.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import edge
-from edge import Settings, Tool
+from edge import Message, Settings, Tool
 from edge.assistant import Assistant
 from edge.prompt.options import PromptOptions
 from edge.prompt.reasoning import Thinking
@@ -51,3 +52,13 @@ def test_it_is_made_to_call_a_tool_and_goes_on_with_the_result(ai: Assistant) ->
     assert result.call.name == "weather" and isinstance(result.call.arguments["days"], int)
     assert result.text.startswith("Rain in ") and not result.is_error
     assert text and reply.finish_reason in ("stop", "length")
+
+
+def test_a_call_that_it_makes_by_itself_keeps_the_schema(ai: Assistant) -> None:
+    """At a temperature at which it would write anything, in a reply that goes on where a call was opened."""
+    tool = Tool("weather", "Tell the weather.", {"properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]})
+    history = [Message("user", "Will it rain in Rome?"), Message("assistant", "<tool_call>")]
+    opened = ai.conversation(tools=[tool], tool_format="prompt", history=history)
+    text = opened.resume(temperature=5.0, seed=1, max_tokens=40, top_k=0, top_p=1.0, min_p=0.0).wait()
+    call = json.loads(text.partition("\n</tool_call>")[0])
+    assert call["name"] == "weather" and call["arguments"]["city"] in ("Paris", "Rome")

@@ -60,6 +60,7 @@ class Format:
         around: what stands before and behind one call that is written as JSON, which `read` takes too; None where it does not.
         key: of the arguments in that JSON.
         keeps_open: `read` gets the opening word too, since that is part of the call.
+        is_json: its models write calls as `around` has them by themselves, so that every call can be held to that.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Format:
     keeps_open: bool = False
     around: tuple[str, str] | None = None
     key: str = "arguments"
+    is_json: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:

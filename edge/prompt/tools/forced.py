@@ -10,7 +10,7 @@ from typing import Any
 from edge.messages import Tool
 from edge.prompt.tools.base import Format
 
-__all__ = ["grammar_of_call"]
+__all__ = ["grammar_behind_opening", "grammar_of_call"]
 
 
 _OPTIONS = {
@@ -30,9 +30,36 @@ def grammar_of_call(format: Format, tools: Sequence[Tool], special_token: Callab
     """
     if format.around is None:
         return None
-    before, behind = (_terms(text, format, special_token) for text in format.around)
-    schema = json.dumps(_schema(tools, format.key), ensure_ascii=False)
-    return f"start: {' '.join([*before, 'call', *behind])}\ncall: %json {schema}\n"
+    return _grammar(*format.around, format, tools, special_token)
+
+
+def grammar_behind_opening(
+    format: Format, tools: Sequence[Tool], special_token: Callable[[str], int | None]
+) -> tuple[str, str] | None:
+    """Return the word that opens a call, and a Lark grammar of the rest of it; None if models may write it in another way.
+
+    Args:
+        format, tools, special_token: as for `grammar_of_call`.
+    """
+    if not format.is_json or format.around is None:
+        return None
+    before, behind = format.around
+    word = next(word for word in format.opens if before.startswith(word))
+    return word, _grammar(before.removeprefix(word), behind, format, tools, special_token, is_free=True)
+
+
+def _grammar(
+    before: str,
+    behind: str,
+    format: Format,
+    tools: Sequence[Tool],
+    special_token: Callable[[str], int | None],
+    *,
+    is_free: bool = False,
+) -> str:
+    terms = [*_terms(before, format, special_token), "call", *_terms(behind, format, special_token)]
+    schema = json.dumps(_schema(tools, format.key, is_free=is_free), ensure_ascii=False)
+    return f"start: {' '.join(terms)}\ncall: %json {schema}\n"
 
 
 def _terms(text: str, format: Format, special_token: Callable[[str], int | None]) -> list[str]:
@@ -45,11 +72,13 @@ def _terms(text: str, format: Format, special_token: Callable[[str], int | None]
     return terms
 
 
-def _schema(tools: Sequence[Tool], key: str) -> dict[str, Any]:
+def _schema(tools: Sequence[Tool], key: str, *, is_free: bool) -> dict[str, Any]:
+    """Return the schema of a call. If `is_free`, a tool that describes no arguments takes any."""
     places: dict[str, Any] = {}
     calls = []
     for number, tool in enumerate(tools):
-        places[f"{number}"] = _moved({"additionalProperties": False, **tool.parameters}, number)
+        takes_any = is_free and not tool.parameters.get("properties")
+        places[f"{number}"] = _moved({"additionalProperties": takes_any, **tool.parameters}, number)
         properties = {"name": {"const": tool.name}, key: {"$ref": f"#/$defs/{number}"}}
         calls.append({"type": "object", "properties": properties, "required": ["name", key], "additionalProperties": False})
     return {"x-guidance": _OPTIONS, "anyOf": calls, "$defs": places}

@@ -83,5 +83,5 @@ def _text(value: Any) -> str:
 
 
 _AROUND = (f"{_OPEN}\n", f"\n{_CLOSE}")
-HERMES = Format("hermes", (_OPEN,), _read, ">", _write, closes=(_CLOSE,), around=_AROUND)
+HERMES = Format("hermes", (_OPEN,), _read, ">", _write, closes=(_CLOSE,), around=_AROUND, is_json=True)
 QWEN_XML = Format("qwen-xml", (_OPEN,), _read, ">", _write_xml, closes=(_CLOSE,), around=_AROUND)

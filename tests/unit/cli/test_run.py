@@ -560,7 +560,7 @@ TOOL_SCRIPT = {
 def test_tools_of_servers_are_called_after_asking(
     call: Any, fake_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool = Tool("s__add", "Add", function=lambda a: "four")
+    tool = Tool("s__add", "Add", {"properties": {"a": {"type": "integer"}}}, function=lambda a: "four")
 
     @contextlib.contextmanager
     def toolbox(settings: Any) -> Any:
