@@ -57,6 +57,7 @@ def test_values_of_a_saved_reply() -> None:
         ({"n_reused": 60, "saved_ms": 1500.0}, "reused 60 of 100 · 1.50 s saved"),
         ({"n_reused": 60, "n_drafted": 12, "n_accepted": 9}, "reused 60 of 100 · guessed 9 of 12"),
         ({"n_reused": 60, "n_restored": 50, "saved_ms": 20_000.0}, "reused 60 of 100 · 50 from disk, 20 s saved"),
+        ({"n_reused": 60, "n_restored": 50, "n_foreign": 40}, "reused 60 of 100 · 50 from disk (another engine's)"),
         ({"n_reused": 100, "is_answer_cached": True}, "cached answer"),
     ],
 )
