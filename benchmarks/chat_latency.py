@@ -146,6 +146,7 @@ def measure(folder: Path, model: str, n_tokens: int) -> list[str]:
         "EDGE_DATA_DIR": str(folder / "data"),
         "EDGE_CONFIG": str(folder / "config.toml"),
         "EDGE_SAMPLING_MAX_TOKENS": "300",
+        "EDGE_ENGINE_MEASURE": "false",
         "TERM": "xterm-256color",
     }
     environ.pop("EDGE_TEST_MODEL", None)

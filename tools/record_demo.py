@@ -140,6 +140,7 @@ def run(models: str) -> list[Event]:
             **{name: value for name, value in os.environ.items() if not name.startswith(("EDGE_", "COLOR", "NO_COLOR"))},
             "TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8", "EDGE_MODELS_DIR": models,
             "EDGE_DATA_DIR": f"{folder}/data", "EDGE_CACHE_DIR": f"{folder}/cache", "EDGE_CONFIG": f"{folder}/config.toml",
+            "EDGE_ENGINE_MEASURE": "false",
         }  # fmt: skip
         terminal = Terminal(environ)
         terminal.start(edge, "chat")
