@@ -76,6 +76,13 @@ def test_every_rung_is_really_run(climb: _Climb) -> None:
         assert rung.ready_s > 0
 
 
+def test_one_short_reply_says_how_large_the_workloads_may_be(climb: _Climb) -> None:
+    naive = naive_setup(climb.models)
+    assert climb._probe(naive) is WORKS[0]
+    climb.budget_s = 0.0
+    assert climb._probe(naive) is WORKS[-1]
+
+
 def test_a_setup_that_does_not_arrive_is_an_error(climb: _Climb) -> None:
     naive = naive_setup(climb.models)
     n_too_many = probe().cpu.n_logical + 1  # so that the plan does not use them
