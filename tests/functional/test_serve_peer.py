@@ -174,3 +174,64 @@ def test_both_refuse_what_is_no_request(pair: Pair, body: object) -> None:
     assert status == 400
     assert their_status >= 400
     assert ours["error"]["message"] and theirs["error"]["message"]
+
+
+def shape(value: Any) -> Any:
+    """Return the fields of a value and their types; a number is a number, whether whole or not."""
+    if isinstance(value, dict):
+        return {name: shape(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
+def missing(theirs: Any, ours: Any, where: str = "") -> list[str]:
+    """Return what theirs has and ours has not, or has of another type."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        lacks = [f"{where}.{name}" for name in theirs if name not in ours]
+        return lacks + [one for name in theirs if name in ours for one in missing(theirs[name], ours[name], f"{where}.{name}")]
+    if isinstance(theirs, list) and isinstance(ours, list) and theirs and ours:
+        return missing(theirs[0], ours[0], f"{where}[]")
+    return [] if type(theirs) is type(ours) and (isinstance(theirs, list) or theirs == ours) else [f"{where}: {theirs}, {ours}"]
+
+
+CHAT_BODY: Any = {"messages": QUESTIONS[0], "temperature": 0, "max_tokens": 5}
+CLAUDE_BODY: Any = {"model": "", "messages": QUESTIONS[0][1:], "max_tokens": 5, "temperature": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, CHAT_BODY),
+        (CHAT, {**CHAT_BODY, "logprobs": True, "top_logprobs": 2}),
+        ("/v1/completions", {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 5}),
+        ("/v1/messages", CLAUDE_BODY),
+        ("/v1/messages/count_tokens", CLAUDE_BODY),
+        ("/v1/responses", {"input": QUESTIONS[0], "max_output_tokens": 5}),
+        ("/v1/chat/completions/input_tokens", CHAT_BODY),
+        ("/tokenize", {"content": "one two", "with_pieces": True}),
+    ],
+)
+def test_answers_have_the_fields_that_llama_cpps_have(pair: Pair, path: str, body: Any) -> None:
+    (status, ours), (their_status, theirs) = pair.ask(path, body)
+    assert status == their_status == 200
+    lacking = missing(shape(theirs), shape(ours))
+    lacking = [one for one in lacking if not one.endswith(("[].id", ".completed_at: number, NoneType"))]
+    assert lacking == []  # but ids of tokens, and the time of completion of a reply that was cut off
+
+
+def test_as_many_tokens_are_cached(pair: Pair) -> None:
+    for text in ("1 2 3 4 5 6", "1 2 3 4 5 6", "1 2 3 4 5 9", "1 2 3 9 9 9"):
+        messages = [{"role": "system", "content": "Count"}, {"role": "user", "content": text}]
+        (_, ours), (_, theirs) = pair.ask(CHAT, {"messages": messages, "max_tokens": 2})
+        assert ours["usage"]["prompt_tokens"] == theirs["usage"]["prompt_tokens"]
+    assert ours["usage"]["prompt_tokens_details"] == theirs["usage"]["prompt_tokens_details"]
+
+
+@pytest.mark.parametrize("field", ["json_schema", "grammar"])
+def test_a_form_gives_the_same_answer(pair: Pair, field: str) -> None:
+    rule = {"json_schema": {"enum": ["Paris", "Rome"]}, "grammar": 'root ::= "Paris" | "Rome"'}[field]
+    (status, ours), (their_status, theirs) = pair.ask(CHAT, {**CHAT_BODY, "max_tokens": 20, field: rule})
+    assert status == their_status == 200
+    assert ours["choices"][0]["message"]["content"].strip('"') in ("Paris", "Rome")
+    assert theirs["choices"][0]["message"]["content"].strip('"') in ("Paris", "Rome")

@@ -23,7 +23,7 @@ from edge_serve.sampling import check_biases
 if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.reply import Reply
-    from edge.types import ToolCall
+    from edge.types import Sampling, ToolCall
 
 __all__ = ["count", "create"]
 
@@ -35,6 +35,8 @@ async def count(call: Call) -> None:
     """Count the tokens of a conversation as the model would read it."""
     body = await call.body(ChatRequest, _REFUSED)
     messages, options = messages_of(body.messages), chat_options(body)
+    _check(body)
+    _sampling(body)
     async with hold_model(call, body.model) as (assistant, _):
         size = await assistant.acount(messages, **options)
         await call.json({"object": "response.input_tokens", "input_tokens": size.n_tokens})
@@ -45,13 +47,11 @@ async def create(call: Call) -> None:
     body = await call.body(ChatRequest, _REFUSED)
     messages = messages_of(body.messages)
     _check(body)
-    newer = body.max_completion_tokens
-    name = "max_tokens" if newer is None else "max_completion_tokens"
-    sampling = sampling_of(body, newer if newer is not None else body.max_tokens, name)
+    sampling = _sampling(body)
     options = {**options_of(call), **chat_options(body)}
-    n = check_choices(body.n)
+    n = body.n or 1
     if body.logprobs:
-        options["logprobs"] = check_number("top_logprobs", body.top_logprobs or 0)
+        options["logprobs"] = body.top_logprobs or 0
 
     def start(assistant: Assistant) -> list[Reply]:
         check_biases(sampling, assistant)
@@ -125,9 +125,16 @@ def _extras(found: Answer) -> dict[str, Any]:
     return {**extras, "notices": list(found.reply.notices)} if found.reply.notices else extras
 
 
+def _sampling(body: ChatRequest) -> Sampling:
+    newer = body.max_completion_tokens
+    name = "max_tokens" if newer is None else "max_completion_tokens"
+    return sampling_of(body, newer if newer is not None else body.max_tokens, name)
+
+
 def _check(body: ChatRequest) -> None:
     """Refuse what would be another answer if it were ignored."""
-
+    check_choices(body.n)
+    check_number("top_logprobs", body.top_logprobs or 0)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", code="invalid_value", param="top_logprobs")
     if body.modalities and body.modalities != ["text"]:

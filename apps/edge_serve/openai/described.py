@@ -78,9 +78,11 @@ class Timings(_Described):
     cache_n: int
     prompt_n: int
     prompt_ms: float
+    prompt_per_token_ms: float
     prompt_per_second: float
     predicted_n: int
     predicted_ms: float
+    predicted_per_token_ms: float
     predicted_per_second: float
     queue_ms: float
     first_token_ms: float
@@ -202,6 +204,7 @@ class Response(_Described):
     id: str
     object: Literal["response"]
     created_at: int
+    completed_at: int | None
     status: Literal["completed", "incomplete", "failed", "in_progress"]
     error: dict[str, str] | None
     incomplete_details: dict[str, str] | None

@@ -82,7 +82,7 @@ class Writer:
     def _begin(self, kind: str) -> list[Event]:
         self._open = kind
         if kind == "text":
-            part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": []}
+            part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             item: dict[str, Any] = {"id": new_id("msg"), "type": "message", "role": "assistant"}
         else:
             part = {"type": "reasoning_text", "text": ""}

@@ -17,6 +17,7 @@ from edge_serve.sampling import make_sampling
 if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.reply import Reply
+    from edge.types import Sampling
 
 __all__ = ["count", "create", "stored"]
 
@@ -28,8 +29,7 @@ async def create(call: Call) -> None:
     """Answer an input."""
     body = await call.body(ResponsesRequest, _REFUSED)
     messages = messages_of_input(body)
-    fields = {"temperature": body.temperature, "top_p": body.top_p, "max_tokens": body.max_output_tokens}
-    sampling = make_sampling(fields, _NAMES)
+    sampling = _sampling(body)
     options = {**options_of(call), **_options(body)}
 
     def start(assistant: Assistant) -> Reply:
@@ -56,6 +56,7 @@ async def count(call: Call) -> None:
     """Count the tokens of an input as the model would read it."""
     body = await call.body(ResponsesRequest, _REFUSED)
     messages, options = messages_of_input(body), _options(body)
+    _sampling(body)
     async with hold_model(call, body.model) as (assistant, _):
         size = await assistant.acount(messages, **options)
         await call.json({"object": "response.input_tokens", "input_tokens": size.n_tokens})
@@ -86,6 +87,7 @@ def _head(found: Answer, body: ResponsesRequest) -> dict[str, Any]:
         "id": new_id("resp"),
         "object": "response",
         "created_at": int(time.time()),
+        "completed_at": None,
         "status": "in_progress",
         "error": None,
         "incomplete_details": None,
@@ -116,6 +118,7 @@ def _end(found: Answer, output: list[dict[str, Any]]) -> dict[str, Any]:
     is_whole = reply.finish_reason == "stop"
     return {
         "status": "completed" if is_whole else "incomplete",
+        "completed_at": int(time.time()) if is_whole else None,
         "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
         "output": output,
         "usage": {
@@ -126,6 +129,11 @@ def _end(found: Answer, output: list[dict[str, Any]]) -> dict[str, Any]:
             "total_tokens": usage.n_prompt + usage.n_generated,
         },
     }
+
+
+def _sampling(body: ResponsesRequest) -> Sampling:
+    fields = {"temperature": body.temperature, "top_p": body.top_p, "max_tokens": body.max_output_tokens}
+    return make_sampling(fields, _NAMES)
 
 
 def _options(body: ResponsesRequest) -> dict[str, Any]:

@@ -177,6 +177,8 @@ def test_a_prompt_that_just_fits_is_answered(client: OpenAI) -> None:
 )
 def test_a_wrong_value_is_400_and_named(running: Serving, fields: dict[str, Any], param: str | None) -> None:
     status, _, body = running.post("/v1/chat/completions", {"messages": HI, **fields})
+    if "logit_bias" not in fields:  # the vocabulary is looked at when tokens are chosen
+        assert running.post("/v1/chat/completions/input_tokens", {"messages": HI, **fields})[0] == 400
     assert status == 400, body
     assert body["error"]["type"] == "invalid_request_error"
     if param is not None:
