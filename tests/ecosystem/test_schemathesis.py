@@ -30,7 +30,7 @@ def fuzz(others: Others, server: Serving, *options: str) -> None:
     command = ("schemathesis", "--config-file", HERE / "schemathesis.toml", "run", f"{server.url}/openapi.json", "--no-color")
     done = others.run(*command, *options, "--max-failures", "20", SCHEMATHESIS_HOOKS=str(HERE / "hooks.py"))
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert f"Tested: {len(OPERATIONS)}" in done.stdout
+    assert f"Tested: {len(OPERATIONS) - 1}" in done.stdout  # all but /openapi.json, where it has them from
 
 
 def left_behind(server: Serving) -> tuple[int, int]:
