@@ -35,7 +35,7 @@ _HERE = 30_000_000  # the command itself, while a step runs in a process of its 
 _PYTHON = _HERE + 45_000_000  # and the process of a step, with numpy
 _TORCH = _HERE + 220_000_000  # with torch and transformers
 _COREML = 270_000_000  # with coremltools, which imports torch
-_ONNX = 150_000_000  # with onnx and onnxruntime, and pieces of weights
+_ONNX = 60_000_000  # with onnx, and pieces of weights
 _LLAMA_CPP = 95_000_000  # a process of llama.cpp that computes
 _VOCABULARY_BYTES = 3_500  # per token, while a tokenizer is read and rebuilt in Python objects
 _PIECES = 200_000_000  # of the head, while logits are computed in pieces
@@ -75,8 +75,12 @@ def read_tokenizer(facts: Facts) -> int:
 
 
 def build_onnx(facts: Facts, precision: str) -> int:
-    """Estimate writing ONNX: weights pass through in pieces, but for matrices in float32, which are transposed whole."""
-    return _TORCH + _ONNX + (4 * facts.largest if precision == "fp32" else 0)
+    """Estimate writing ONNX: weights pass through in pieces, but for matrices in float32, which are transposed whole.
+
+    The tokenizer of a GGUF is copied; that of a checkpoint goes through transformers.
+    """
+    fixed = _PYTHON + 600 * facts.n_vocab if facts.source_gguf else _TORCH + 2_000 * facts.n_vocab
+    return fixed + _ONNX + (4 * facts.largest if precision == "fp32" else 0)
 
 
 def build_coreml(facts: Facts, *, is_walked: bool) -> int:

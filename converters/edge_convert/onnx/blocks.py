@@ -38,7 +38,17 @@ from edge_convert.onnx.k_quant import search_blocks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "BLOCK_TYPES", "BlockType", "Blocks", "carried_share", "quantise_rows", "read_blocks", "round_rows"]
+__all__ = [
+    "BLOCK",
+    "BLOCK_TYPES",
+    "BlockType",
+    "Blocks",
+    "carried_bytes",
+    "carried_share",
+    "quantise_rows",
+    "read_blocks",
+    "round_rows",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,15 @@ def carried_share(source: Path) -> float:
     """Return the share of a GGUF's matrices, by weights, whose blocks are carried over."""
     sizes = [(tensor.type, math.prod(tensor.shape)) for tensor in read_header(source).tensors if len(tensor.shape) > 1]
     return sum(size for kind, size in sizes if kind in BLOCK_TYPES) / sum(size for _, size in sizes)
+
+
+def carried_bytes(source: Path) -> int:
+    """Return about the size of an int4 model that takes over what it can of a GGUF's blocks."""
+    total = 0.0
+    for tensor in read_header(source).tensors:
+        kind = BLOCK_TYPES.get(tensor.type, BlockType(8))
+        total += math.prod(tensor.shape) * (kind.bits / 8 + 4 * (1 + kind.has_rest) / kind.block)
+    return int(total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from pathlib import Path
@@ -96,39 +95,47 @@ class GgufWeights:
     """
 
     def __init__(self, path: Path, architecture: Architecture, model: ModelConfig) -> None:
-        logging.getLogger("gguf").setLevel(logging.ERROR)
-        names = checkpoint_tensors(read_header(path), architecture, model)  # refuses damage that would trip the library
-        stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-        self._tensors = {name: stored[info.name] for name, info in names.items()}
+        header = read_header(path)  # the library's reader would hold the vocabulary, ten times its size
+        self._tensors = checkpoint_tensors(header, architecture, model)
+        self._data = np.memmap(path, np.uint8, "r", offset=header.data_offset)
         self._model, self._is_permuted = model, architecture.gguf == "llama"
-        self.is_tied = HEAD not in names
+        self.is_tied = HEAD not in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a tensor."""
         tensor = self._tensors.get(name)
-        return tuple(int(size) for size in reversed(tensor.shape)) if tensor is not None else None
+        return tuple(reversed(tensor.shape)) if tensor is not None else None
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """Return a norm or a bias."""
         size = math.prod(self.shape(name) or ())
-        values = self._dequantised(name, self._tensors[name].data)
-        return values[self._order(name, 0, size)].astype(np.float32)
+        values = self._dequantised(name, self._bytes(name, 1)).reshape(-1)
+        return values[self._order(name, 0, size)]
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows of a matrix."""
-        return self._dequantised(name, self._tensors[name].data[self._order(name, start, stop)])
+        return self._dequantised(name, self._stored_rows(name, start, stop))
 
     def block_type(self, name: str) -> str | None:
         """Return the type of a matrix if its blocks can be carried over."""
-        kind: str = self._tensors[name].tensor_type.name
+        kind = self._tensors[name].type
         return kind if kind in BLOCK_TYPES else None
 
     def block_rows(self, name: str, start: int, stop: int) -> Blocks:
         """Return rows of a matrix in its own blocks."""
-        tensor = self._tensors[name]
-        blocks = read_blocks(tensor.tensor_type.name, tensor.data[self._order(name, start, stop)])
+        blocks = read_blocks(self._tensors[name].type, self._stored_rows(name, start, stop))
         self._check(name, blocks.scale)
         return blocks
+
+    def _bytes(self, name: str, n_rows: int) -> NDArray[np.uint8]:
+        """Return a tensor as it is stored, uint8 [n_rows, bytes of a row]."""
+        tensor = self._tensors[name]
+        return self._data[tensor.offset : tensor.offset + tensor.size_bytes].reshape(n_rows, -1)
+
+    def _stored_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        shape = self.shape(name)
+        assert shape is not None
+        return np.array(self._bytes(name, shape[0])[self._order(name, start, stop)])
 
     def _order(self, name: str, start: int, stop: int) -> slice | NDArray[np.intp]:
         """Return where rows are in the file: that of a Llama interleaves those of q and k for llama.cpp's RoPE."""
@@ -136,10 +143,10 @@ class GgufWeights:
         if found is None:
             return slice(start, stop)
         heads = self._model.n_heads if found[1] == "q" else self._model.n_kv_heads
-        return checkpoint_rows(len(self._tensors[name].data), heads)[start:stop]
+        return checkpoint_rows((self.shape(name) or (0,))[0], heads)[start:stop]
 
     def _dequantised(self, name: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = gguf.dequantize(data, self._tensors[name].tensor_type).astype(np.float32, copy=False)
+        values: NDArray[np.float32] = gguf.dequantize(data, gguf.GGMLQuantizationType[self._tensors[name].type])
         self._check(name, values)
         return values
 
