@@ -17,11 +17,16 @@ pytest.importorskip("onnx", reason="needs the extra [convert]")
 
 from edge.errors import ModelFileError, UsageError
 from edge_convert.checkpoint import open_checkpoint
+from edge_convert.facts import Request
 from edge_convert.gguf.read_back import checkpoint_from_gguf, tokenizer_from_gguf
 from edge_convert.gguf.tensors import write_gguf
+from edge_convert.inputs import Input
 from edge_convert.onnx.blocks import BLOCK_TYPES, carried_share, read_blocks
 from edge_convert.onnx.export import OnnxOptions, describe_quantisation, export_onnx
+from edge_convert.pipeline import run
+from edge_convert.plan import make_plan
 from tests.checkpoints import make_checkpoint
+from tests.unit.convert.support import read_manifest
 
 Make = Callable[[str], Path]
 MakeOnnx = Callable[[str, str], Path]
@@ -254,6 +259,25 @@ def test_blocks_of_a_gguf_are_carried_over_exactly(kind: str, tiny_checkpoint: M
     np.testing.assert_allclose(in_steps(out, tokens), expected, atol=2e-4 * float(np.abs(expected).max()))
     n_bytes = sum(values.nbytes for values in graph_of(out)[1].values())
     assert n_bytes < (checkpoint / "model.safetensors").stat().st_size / 2, "something was left in float32"
+
+
+def test_a_gguf_becomes_onnx_without_a_checkpoint(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    plain, source = tmp_path / "plain.gguf", tmp_path / "model.gguf"
+    requantise(write_gguf(open_checkpoint(tiny_checkpoint("llama")), plain, "F32"), source, kinds_of)
+    found = Input(kind="gguf", path=source, source=source.name)
+    plan = make_plan(found, tmp_path / "out", Request(formats=("onnx",), card=False))
+    assert [step.name for step in plan.steps] == ["source", "tokenizer", "onnx-int4"]
+    (made,) = run(plan)
+    assert read_manifest(made / "manifest.json").recipe["quantisation"] == "blocks of the source GGUF"
+    assert {"genai_config.json", "tokenizer.json", "chat_template.jinja"} <= {path.name for path in made.iterdir()}
+    n_bytes = sum(path.stat().st_size for path in made.iterdir())
+    assert n_bytes / 2 < plan.steps[-1].disk_bytes < 2 * n_bytes
+    for changes in ({"card": True}, {"formats": ("onnx", "gguf")}):  # these read the weights from a checkpoint
+        names = [
+            step.name for step in make_plan(found, tmp_path, Request(**({"formats": ("onnx",), "card": False} | changes))).steps
+        ]
+        assert "checkpoint" in names
+        assert "tokenizer" not in names
 
 
 def test_a_large_vocabulary_passes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
