@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge.backends.base import MAX_DRAFT
-from edge.errors import UnsupportedError
+from edge.errors import BackendError, UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +88,7 @@ def compare_logits(backend: Backend, path: Path) -> Divergence:
 
     Raises:
         UnsupportedError: its vocabulary is another one.
+        BackendError: one of them computed something else than numbers.
         EdgeError: the backend's.
         OSError: the file cannot be read.
     """
@@ -98,9 +99,11 @@ def compare_logits(backend: Backend, path: Path) -> Divergence:
     if max(tokens) >= backend.info.n_vocab or theirs.shape[1] != backend.info.n_vocab:
         raise UnsupportedError("The vocabularies differ, so nothing can be said about the quality.")
     wanted, found = _log_softmax(theirs), _log_softmax(text_logits(backend, tokens))
-    divergences = (np.exp(wanted) * (wanted - found)).sum(-1)
+    mean = float((np.exp(wanted) * (wanted - found)).sum(-1).mean())
+    if not np.isfinite(mean):  # max(0.0, NaN) would be 0: the same model
+        raise BackendError("An engine computed logits that are not finite, so its quality cannot be measured.", "See: edge doctor")
     agreement = (wanted.argmax(-1) == found.argmax(-1)).mean()
-    return Divergence(mean=max(0.0, float(divergences.mean())), agreement=float(agreement))
+    return Divergence(mean=max(0.0, mean), agreement=float(agreement))
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ same; the next rungs stand on it.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shutil
 import statistics
@@ -337,10 +338,17 @@ def _slower(rung: Rung, best: Rung | None, below: Rung) -> str:
 
 
 def _compare(reference: Path, ours: Path) -> tuple[float, float]:
-    """Return the mean divergence of next-token distributions from the reference, in nats, and how often the likeliest agree."""
+    """Return the mean divergence of next-token distributions from the reference, in nats, and how often the likeliest agree.
+
+    Raises:
+        BackendError: one of them is not made of finite numbers.
+    """
     import numpy as np
 
     theirs, mine = np.load(reference, mmap_mode="r"), np.load(ours, mmap_mode="r")
     kl = [float((np.exp(p.astype(np.float64)) * (p.astype(np.float64) - q)).sum()) for p, q in zip(theirs, mine, strict=True)]
     top1 = [int(p.argmax() == q.argmax()) for p, q in zip(theirs, mine, strict=True)]
-    return max(0.0, statistics.fmean(kl)), statistics.fmean(top1)
+    mean = statistics.fmean(kl)
+    if not math.isfinite(mean):  # max(0.0, NaN) would be 0: nothing lost
+        raise BackendError("An engine computed logits that are not finite.", "See: edge doctor")
+    return max(0.0, mean), statistics.fmean(top1)

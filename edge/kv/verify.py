@@ -153,4 +153,5 @@ def _divergence(cold: npt.NDArray[np.float32], restored: npt.NDArray[np.float32]
     for logits in (cold, restored):
         shifted = logits.astype(np.float64) - logits.max()
         logs.append(shifted - np.log(np.exp(shifted).sum()))
-    return max(0.0, float((np.exp(logs[0]) * (logs[0] - logs[1])).sum()))
+    found = float((np.exp(logs[0]) * (logs[0] - logs[1])).sum())
+    return 0.0 if found < 0 else found  # NaN stays what it is

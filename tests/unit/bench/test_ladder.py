@@ -235,6 +235,9 @@ def test_divergence_is_that_of_the_definition(tmp_path: Path) -> None:
     kl, top1 = _compare(tmp_path / "p.npy", tmp_path / "q.npy")
     assert kl == pytest.approx((p * np.log(p / q)).sum(axis=1).mean(), rel=1e-5)
     assert top1 == 0.5
+    np.save(tmp_path / "q.npy", np.full_like(q, np.nan, dtype=np.float32))
+    with pytest.raises(BackendError, match="not finite"):  # and not 0, as if nothing was lost
+        _compare(tmp_path / "p.npy", tmp_path / "q.npy")
 
 
 def test_weights_in_floats_are_left_as_they_are(models: Models, tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ def test_a_divergence_is_that_of_the_distributions(tmp_path: Path, plan: Plan) -
             np.savez(file, tokens=tokens, logits=theirs)
         Drawn.rows = 2 * theirs[:, ::-1]
         found = compare_logits(backend, tmp_path / "theirs.npz")
+        Drawn.rows = np.full_like(theirs, np.nan)
+        with pytest.raises(BackendError, match="not finite"):  # and not 0, as if it computed the same
+            compare_logits(backend, tmp_path / "theirs.npz")
+    Drawn.rows = 2 * theirs[:, ::-1]
     p, q = (np.exp(rows) / np.exp(rows).sum(1, keepdims=True) for rows in (theirs, Drawn.rows))
     assert found.mean == pytest.approx(float((p * np.log(p / q)).sum(1).mean()), rel=1e-5)
     assert found.agreement == np.mean(p.argmax(1) == q.argmax(1))
