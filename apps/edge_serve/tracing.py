@@ -13,6 +13,7 @@ Source: OpenTelemetry's semantic conventions for HTTP and for generative AI.
 from __future__ import annotations
 
 import importlib.util
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Tracing", "make_tracing"]
 
 _TEXT_ROUTES = ("/v1/completions", "/api/generate")
-_CLOSE_MS = 5_000
+_CLOSE_S = 5.0  # a collector that does not answer is not waited for any longer
 _PARENT = ("traceparent", "tracestate")
 
 
@@ -109,9 +110,11 @@ class Tracing:
         span.end(end)
 
     def close(self) -> None:
-        """Send what is left."""
-        self._provider.force_flush(_CLOSE_MS)
-        self._provider.shutdown()
+        """Send what is left, or give up after some seconds."""
+        # The SDK has a limit, too, and tries again beyond it.
+        closing = threading.Thread(target=self._provider.shutdown, name="edge-otel-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
 
     def _add_reply(self, reply: Reply, record: Record, route: str, parent: Context, asked: int) -> None:
         from opentelemetry.trace import SpanKind, set_span_in_context

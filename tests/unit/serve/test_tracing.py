@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from edge_serve.call import Record
 from edge_serve.tracing import Tracing
 from tests.serving import Serving, serving, wait_until
 
@@ -127,3 +128,24 @@ def test_nothing_of_it_is_imported_unless_it_is_asked_for() -> None:
     code = "import sys, edge_serve.server; sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     environment = {**os.environ, "OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_a_collector_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_serve.tracing._CLOSE_S", 0.01)
+    released, is_asked = threading.Event(), threading.Event()
+
+    class Hanging(InMemorySpanExporter):
+        def export(self, spans: Any) -> Any:
+            is_asked.set()
+            released.wait(60)
+            return super().export(spans)
+
+    tracing = Tracing(Hanging())
+    record = Record("GET", "/health")
+    tracing.add(record, "/health", [])
+    closing = threading.Thread(target=tracing.close)
+    closing.start()
+    assert is_asked.wait(60)
+    closing.join(30)
+    assert not closing.is_alive()
+    released.set()
