@@ -14,6 +14,7 @@ pytest.importorskip("openvino")
 
 from edge.backends.openvino import compiled
 from edge.backends.openvino.backend import OpenVINOBackend
+from edge.device.sensors import Readings
 from tests.contract.entries import make_plan
 from tests.contract.test_openvino import write
 
@@ -37,6 +38,12 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
 
 def folders(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "openvino").glob("*"))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def answer(backend: OpenVINOBackend) -> tuple[npt.NDArray[np.float32], dict[str, int], bool]:
@@ -76,6 +83,8 @@ def test_what_the_graph_depends_on_has_a_place_of_its_own(load: Open, tmp_path: 
     [
         lambda folder: (folder / "model.bin").write_bytes((folder / "model.bin").read_bytes()[:-1]),
         lambda folder: (folder / "model.bin").unlink(),
+        lambda folder: flip(folder / "model.bin"),
+        lambda folder: folder.chmod(0o770),  # another user may have written what is in it
         lambda folder: (folder / "model.xml").write_text("<net"),
         lambda folder: (folder / "model.xml").write_text((folder / "model.xml").read_text().replace("PagedAttention", "Paged")),
         lambda folder: (folder / "about.json").write_text("{}"),
@@ -91,8 +100,20 @@ def test_a_damaged_one_is_made_again(load: Open, tmp_path: Path, damage: Callabl
     assert is_stored and folders(tmp_path) == [folder]
 
 
-def test_one_that_computes_something_else_is_not_kept(load: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.backends.openvino.passes.Passes._is_same", lambda self, one, other: False)
+def test_one_that_computes_something_else_is_not_used_and_not_tried_again(
+    load: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_tries: list[int] = []
+    monkeypatch.setattr("edge.backends.openvino.passes.Passes._is_same", lambda self, one, other: bool(n_tries.append(1)))
+    for _ in range(2):
+        _, _, is_stored = answer(load())
+        (folder,) = folders(tmp_path)
+        assert (is_stored, [path.name for path in folder.iterdir()]) == (False, ["about.json"])
+    assert len(n_tries) == 1
+
+
+def test_nothing_is_stored_while_memory_is_short(load: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.device.sensors.Sensors.read", lambda self: Readings(available_bytes=1 << 10))
     _, _, is_stored = answer(load())
     assert (is_stored, folders(tmp_path)) == (False, [])
 
