@@ -72,7 +72,6 @@ def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str
     from edge_chat import run as run_chat
     from edge_cli.first_use import measure_at_first
 
-    measure_at_first(app, settings)
     if conversation is not None or is_continued:
         with app.store(settings) as store:
             newest = store.list(limit=1) if is_continued else [store.get(conversation or "")]
@@ -82,4 +81,5 @@ def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str
         conversation = newest[0].id if newest else None
         if conversation is None:
             output.note("There is no conversation yet; this is a new one.")
+    measure_at_first(app, settings)
     return run_chat(settings, conversation=conversation, say=output.line)

@@ -23,14 +23,15 @@ _MOST_BYTES = 10**9  # a larger model may take the minute for loading alone
 def measure_at_first(app: App, settings: Settings) -> None:
     """Compare the engines for the model of the settings, if that was never done here and there is a choice.
 
-    It takes a minute at most, Ctrl-C skips it for good, and nothing that goes wrong keeps the chat from starting.
+    It takes a minute at most, Ctrl-C skips it for good, and nothing that goes wrong keeps the chat from starting. It is tried
+    once, however it ends, and not at all where that cannot be noted.
     """
     from edge.catalog import resolve_all
     from edge.errors import EdgeError
 
     asked = (settings.backend, settings.require, settings.threads, settings.gpu_layers, settings.kv_type_k, settings.kv_type_v)
-    if not settings.engine.measure or any(value is not None for value in asked):
-        return
+    if not settings.engine.measure or settings.engine.lora or any(value is not None for value in asked):
+        return  # not all engines have adapters
     try:
         artifacts = resolve_all(settings.model, settings=settings, download=False)
     except EdgeError:
@@ -40,6 +41,7 @@ def measure_at_first(app: App, settings: Settings) -> None:
         return
     try:
         if max(artifact.size_bytes for artifact in artifacts) <= _MOST_BYTES:
+            skip(device, artifacts, settings)  # what fails, or is killed, would take the minute again at the next start
             _measure(device, artifacts, settings)
     except EdgeError as error:
         output.note(" ".join(part for part in (error.message, error.hint) if part))
@@ -98,7 +100,6 @@ def _measure(device: DeviceProfile, artifacts: Sequence[Artifact], settings: Set
 
     able = [artifact for artifact in artifacts if engines_for(device, artifact)]
     if sum(len(engines_for(device, artifact)) for artifact in able) < 2:
-        skip(device, artifacts, settings)
         return
     names = " and ".join(dict.fromkeys(row.name for artifact in able for row in engines_for(device, artifact)))
     output.note(f"Once, for at most a minute: which of {names} answers faster here? Ctrl-C skips this.")
@@ -107,7 +108,6 @@ def _measure(device: DeviceProfile, artifacts: Sequence[Artifact], settings: Set
             options = TuneOptions(QUICK_S, is_quick=True)
             reports = tune(device, able, options, cache_dir=settings.paths.cache_dir, on_progress=status.show_share)
     except KeyboardInterrupt:
-        skip(device, artifacts, settings)
         output.note(f"Skipped. To do it later: edge tune {settings.model} --quick")
         return
     for artifact, report in zip(able, reports, strict=True):

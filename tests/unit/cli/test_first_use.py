@@ -12,7 +12,7 @@ import pytest
 import edge_chat
 from edge.bench.tune import Report
 from edge.bench.tuner import Outcome
-from edge.errors import BackendError
+from edge.errors import BackendError, StorageError
 from edge.plan.tuning import remember
 from tests.unit.bench.fakes import setting, write_gguf
 from tests.unit.plan.test_tuning import make
@@ -77,16 +77,41 @@ def test_a_failure_does_not_keep_the_chat_from_opening(
     chat: Chat, model: Path, tuned: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tune(*_: object, **__: object) -> Any:
-        raise BackendError("The engines could not be compared within 60 seconds.")
+        tuned.append(1)
+        raise BackendError("The engine died.")
 
     monkeypatch.setattr("edge.bench.tune.tune", tune)
     done = chat("-m", str(model))
-    assert (done.code, "could not be compared" in done.err) == (7, True)
+    assert (done.code, "The engine died." in done.err) == (7, True)
+    assert chat("-m", str(model)).err == "", "nor does it take the minute again"
+    assert len(tuned) == 1
+
+
+def test_not_where_it_would_be_done_at_every_start(
+    chat: Chat, model: Path, tuned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("The cache cannot be written.")
+
+    monkeypatch.setattr("edge.plan.tuning._write", fail)
+    done = chat("-m", str(model))
+    assert (done.code, "The cache cannot be written." in done.err, tuned) == (7, True, [])
+
+
+def test_a_conversation_that_is_not_there_is_said_at_once(chat: Chat, model: Path, tuned: list[Any]) -> None:
+    assert chat("-m", str(model), "--conversation", "nothing").code not in (0, 7)
+    assert tuned == []
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--backend", "llamacpp"), ("--threads", "1"), ("--require", "cpu"), ("-s", "engine.measure=false")],
+    [
+        ("--lora", "pirate.gguf"),
+        ("--backend", "llamacpp"),
+        ("--threads", "1"),
+        ("--require", "cpu"),
+        ("-s", "engine.measure=false"),
+    ],
 )
 def test_not_where_the_choice_is_made(chat: Chat, model: Path, tuned: list[Any], arguments: tuple[str, ...]) -> None:
     assert chat("-m", str(model), *arguments).code == 7
