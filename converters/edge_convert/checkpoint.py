@@ -183,13 +183,6 @@ class Checkpoint:
                     raise ModelFileError(f"{info.shard.name} ends inside of {name}.", "Download that file again.")
                 yield values.view(dtypes[info.dtype])
 
-    def load_rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
-        """Read rows [start, stop) of a matrix; see `load` for types and errors."""
-        info = self.tensors[name]
-        row_bytes = info.size_bytes // info.shape[0]
-        parts = self.parts(name, (stop - start) * row_bytes, start=start * row_bytes, end=stop * row_bytes)
-        return next(parts).reshape(stop - start, *info.shape[1:])
-
     def load_f32(self, name: str) -> NDArray[np.float32]:
         """Read one tensor as float32."""
         import numpy as np

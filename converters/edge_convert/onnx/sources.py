@@ -73,7 +73,11 @@ class CheckpointWeights:
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows of a matrix."""
-        return self._checkpoint.load_rows(name, start, stop).astype(np.float32)
+        info = self._checkpoint.tensors[name]
+        row_bytes = info.size_bytes // info.shape[0]
+        first, last = start * row_bytes, stop * row_bytes
+        values = next(self._checkpoint.parts(name, last - first, start=first, end=last))
+        return values.reshape(stop - start, -1).astype(np.float32)
 
     def block_type(self, name: str) -> None:
         """Return None: nothing here is in blocks."""
