@@ -35,12 +35,14 @@ def _read(text: str, known: Known, is_over: bool) -> tuple[int, Sequence[Part]] 
     if end_of_json is None:
         return None
     closing = _END.match(text, end_of_json)
+    rest = text[end_of_json:].strip()
     if closing is None and not is_over:
-        rest = text[end_of_json:].strip()
         if rest and not _CLOSE.startswith(rest[: len(_CLOSE)]):
             return end_of_json, calls_of(read_json(text[start:end_of_json]))  # the model forgot to close it
         return None
-    return closing.end() if closing else end_of_json, calls_of(read_json(text[start:end_of_json]))
+    is_cut = _CLOSE.startswith(rest)  # the reply ended within the word that closes the call
+    n_read = closing.end() if closing else len(text) if is_cut else end_of_json
+    return n_read, calls_of(read_json(text[start:end_of_json]))
 
 
 def _read_xml(text: str, known: Known, is_over: bool) -> tuple[int, Sequence[Part]] | None:

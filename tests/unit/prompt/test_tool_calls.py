@@ -390,3 +390,9 @@ def test_nested_calls_are_found_in_any_wrapping():
     assert calls_of({"function": {"name": "now", "arguments": "{}"}, "id": "x"}) == [ToolCall("now", {}, "x")]
     with pytest.raises(ValueError, match="does not name a tool"):
         calls_of("now")
+
+
+def test_a_reply_that_is_cut_off_within_the_closing_word_has_no_rest_of_it():
+    call, closing = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}', "\n</tool_call>"
+    for n in range(len(closing) + 1):
+        assert without_ids(parse("hermes", [call + closing[:n]]), [PARIS]) == [PARIS], n
