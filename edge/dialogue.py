@@ -505,7 +505,7 @@ class Conversation:
             cache=hint or _inherited_hint(nodes),
             namespace=self.info.cache_namespace,
             priority="background",
-            lora=self.lora,
+            lora=self.lora if asked_for.lora is None else asked_for.lora,
             is_prefill_only=True,
             # Never what is stored: the template's end of a message that goes on after all would be written in vain.
             may_end=may_end and hint == "memory" and ends_sentence(text),

@@ -41,6 +41,8 @@ __all__ = ["DiskCache", "Turns"]
 _STOPPING_S = 60.0
 """Longest time that a new message or `close` waits for a stopped reply to end: far more than the engine needs for one chunk."""
 
+_MOST_NAMED = 256  # mixes of adapters: the scales are what any client of a server says
+
 
 @dataclass(frozen=True, slots=True)
 class DiskCache:
@@ -195,7 +197,7 @@ class Turns:
             UsageError: the model has no such adapter, or a scale is out of range.
         """
         mix = self.mix if lora is None else read_mix(lora, self.adapters)
-        if mix not in self._named:
+        if mix not in self._named and len(self._named) < _MOST_NAMED:
             self._named.add(mix)
             if self._disk is not None and self._plan is not None:  # so that its blocks count as the model's
                 fingerprint = with_adapters(self._disk.model, mix, self.adapters)

@@ -101,7 +101,6 @@ class KVCache:
         self._foreign = ForeignBlocks(backend)
         self._ms_per_token = 0.0
         self._warned: set[str] = set()
-        self._fingerprints: dict[Mix, bytes] = {(): model}
         if self._store is not None:
             self._store.warm_up()
 
@@ -424,9 +423,7 @@ class KVCache:
 
     def _fingerprint(self, mix: Mix) -> bytes:
         """Return the fingerprint of blocks that are computed with these adapters."""
-        if mix not in self._fingerprints:
-            self._fingerprints[mix] = with_adapters(self._model, mix, self._backend.adapters)
-        return self._fingerprints[mix]
+        return with_adapters(self._model, mix, self._backend.adapters)
 
     def _block_sizes(self, start: int, end: int, boundaries: Iterable[int] = ()) -> list[int]:
         """Return block sizes for a range of positions: full ones, and shorter ones before a boundary and the end."""

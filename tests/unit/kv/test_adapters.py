@@ -106,15 +106,25 @@ def test_adapters_of_a_call_a_conversation_and_the_assistant(load: Open) -> None
     assert chat.fork().send("Hi").wait().startswith("[pirate at 0.5] ")
     records = [node.record.get("lora") for node in chat.messages if node.role == "assistant"]
     assert records == [{"pirate": 1.0}, None, {"formal": 2.0}]
-    reply = chat.prewarm("How do you do", cache="memory")
-    reply.wait()
-    assert chat.send("How do you do?").usage.n_reused >= 0
+    warm = chat.prewarm("How do you do", cache="memory", lora=["formal"])
+    warm.wait()
+    reply = chat.send("How do you do?", lora=["formal"])
+    assert reply.wait().startswith("[formal] ")
+    assert reply.usage.n_reused == warm.usage.n_prompt
     n_before = len(chat.messages)
     with pytest.raises(UsageError, match="no adapter 'late'"):
         chat.send("Hi", lora=["late"])
     with pytest.raises(UsageError, match="no adapter 'late'"):
         ai.conversation(lora=["late"])
     assert len(chat.messages) == n_before, "nothing is saved of what is refused"
+
+
+def test_scales_that_clients_think_up_are_not_all_remembered(load: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.turns._MOST_NAMED", 3)
+    ai = load()
+    for number in range(5):
+        assert ai._turns.mix_of({"pirate": 0.1 + number}) == ((0, 0.1 + number),)
+    assert len(ai._turns._named) == 3
 
 
 def test_a_choice_and_several_answers_go_with_the_adapters(load: Open) -> None:
