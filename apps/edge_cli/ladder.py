@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ __all__ = ["ladder"]
 _ENTRY = "edge_cli.ladder_child:main"
 _COLUMNS = ("step", "reply", "first word", "times faster", "document", "per item", "start", "reused", "KL", "top-1", "same", "")
 _N_SPEED_COLUMNS = 7
+_FOLDER, _ABANDONED_S = "ladder-", 3 * 86_400.0  # no run takes that long
 _EXTENTS = ("full", "half", "quarter", "least")
 
 
@@ -97,11 +99,12 @@ def ladder(app: App, model: str | None, **options: Any) -> int:
     from edge.files import make_private_dir
 
     _check_plot(options["plot_file"])
+    _check_backends(options["backends"])
     settings = app.settings()
     work = next((one for one in WORKS if one.name == options["extent"]), None)
-    make_private_dir(settings.paths.cache_dir)
+    _remove_abandoned(make_private_dir(settings.paths.cache_dir))
     # On the disk of the user's own KV cache, since what is stored is read from there.
-    with tempfile.TemporaryDirectory(prefix="ladder-", dir=settings.paths.cache_dir) as name, output.Status() as status:
+    with tempfile.TemporaryDirectory(prefix=_FOLDER, dir=settings.paths.cache_dir) as name, output.Status() as status:
         models = _models(app, settings, model or settings.model, options, Path(name), status)
         result = run_ladder(
             models,
@@ -138,12 +141,32 @@ def _check_plot(path: Path | None) -> None:
         raise UsageError(f"{path} is not an SVG file.", "Name a file that ends with .svg; browsers show and print it.")
 
 
+def _check_backends(names: Sequence[str]) -> None:
+    from edge.registry import ENGINES
+
+    for name in names:
+        if name not in ENGINES:
+            raise click.UsageError(
+                f"There is no backend {name}. Known here: {', '.join(ENGINES)}.", click.get_current_context()
+            )
+
+
+def _remove_abandoned(cache_dir: Path) -> None:
+    """Remove what runs left that were killed: weights in 16 bits take gigabytes."""
+    import shutil
+    import time
+
+    for folder in cache_dir.glob(f"{_FOLDER}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _models(app: App, settings: Settings, name: str, options: dict[str, Any], folder: Path, status: output.Status) -> Models:
     """Find the models of the ladder, and write the first rung's weights."""
     from edge.bench.ladder import unpacked
     from edge.bench.ladder_steps import Models
     from edge.errors import ModelTooLargeError
-    from edge.registry import ENGINES
 
     backends = options["backends"]
     # The first rung is computed from the GGUF, whatever else there is.
@@ -153,11 +176,6 @@ def _models(app: App, settings: Settings, name: str, options: dict[str, Any], fo
     student = _find(settings, options["student"]) if options["student"] else None
     draft = _find(settings, options["draft"]) if options["draft"] else None
     device = app.probe()
-    unknown = [one for one in backends if one not in ENGINES]
-    if unknown:
-        raise click.UsageError(
-            f"There is no backend {unknown[0]}. Known here: {', '.join(ENGINES)}.", click.get_current_context()
-        )
     status.show("writing the weights in 16 bits")
     start: Artifact | None = None
     if not backends or "llamacpp" in backends:  # others would take longer to read it

@@ -90,6 +90,7 @@ def tune(app: App, model: str | None, **options: Any) -> int:
     """
     require_exclusive(("--show", options["is_shown"]), ("--forget", options["is_forgotten"]))
     require_exclusive(("--quick", options["is_quick"]), ("--minutes", options["minutes"]))
+    require_exclusive(("--quick", options["is_quick"]), ("--kv-type", options["kv_types"]))
     settings = app.settings()
     if options["is_forgotten"]:
         return _forget(settings, model)
@@ -109,6 +110,8 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
     for kind in options["kv_types"]:
         output.note(f"KV cache as {kind}: {_KV_COSTS[kind]}.")
     if options["is_once"] and is_settled(app.probe(), artifacts, settings):
+        if options["as_json"]:
+            _show_one(app, settings, model or settings.model, options)
         return 0
     chosen = TuneOptions(
         QUICK_S if options["is_quick"] else 60 * (options["minutes"] or _MINUTES),

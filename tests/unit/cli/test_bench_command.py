@@ -286,11 +286,14 @@ def test_tune_that_is_interrupted_keeps_nothing(call: Call, model: Path, monkeyp
 
 def test_once_is_once(call: Call, model: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("tune", str(model), "--quick", "--minutes", "2").code == 2
+    assert call("tune", str(model), "--quick", "--kv-type", "q8_0").code == 2
     assert call("tune", str(model), "--quick", "--once").code == 0
     assert (measured[0].budget_s, measured[0].is_quick) == (60.0, True)
     monkeypatch.setattr("edge.plan.tuning.is_settled", lambda *_, **__: True)
     done = call("tune", str(model), "--quick", "--once")
     assert (done.code, done.out, done.err, len(measured)) == (0, "", "", 1)
+    again = call("tune", str(model), "--quick", "--once", "--json")
+    assert (again.code, "tuning" in json.loads(again.out), len(measured)) == (0, True, 1)
 
 
 def test_an_interrupted_once_is_not_asked_again(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

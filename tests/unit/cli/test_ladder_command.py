@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,10 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_are_shown_plotted_and_written(call: Call, tmp_path: Path) -> None:
+    for name, hours in (("ladder-killed", 100), ("ladder-running", 1)):
+        folder = load_settings().paths.cache_dir / name
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - 3600 * hours,) * 2)
     model, plot, table = write_gguf(tmp_path / "tiny.gguf", n_ctx=8192), tmp_path / "ladder.svg", tmp_path / "ladder.md"
     done = call(
         "ladder", str(model), "--backend", "fake", "--work", "least", "--json", "--plot", str(plot), "--write", "same",
@@ -42,8 +48,8 @@ def test_steps_are_shown_plotted_and_written(call: Call, tmp_path: Path) -> None
     settings = load_settings()
     assert (settings.backend, settings.kv.enabled, settings.threads) == ("fake", False, 1)
     assert settings.model == "smollm2-135m"  # fewer layers only if asked
-    # Nothing is left of what it stored.
-    assert not list(settings.paths.cache_dir.glob("ladder-*"))
+    # Nothing is left of what it stored, nor of what a killed run did.
+    assert [path.name for path in settings.paths.cache_dir.glob("ladder-*")] == ["ladder-running"]
 
 
 def test_a_table_with_what_was_not_tried(call: Call, tmp_path: Path) -> None:
@@ -60,6 +66,7 @@ def test_a_table_with_what_was_not_tried(call: Call, tmp_path: Path) -> None:
     [
         (("--plot", "ladder.png"), 2, "is not an SVG file"),
         (("--backend", "nothing"), 2, "There is no backend nothing"),
+        (("nowhere.gguf", "--backend", "nothing"), 2, "There is no backend nothing"),  # before a model is fetched
         (("--minutes", "0"), 2, "--minutes"),
         (("nowhere.gguf",), 3, "nowhere.gguf"),
     ],
