@@ -161,7 +161,11 @@ def _pairs(adapter: Adapter) -> dict[str, _Pair]:
     pairs = {}
     for module, parts in found.items():
         shapes = [part.shape for part in parts.values()]
-        if set(parts) != {"a", "b"} or any(len(shape) != 2 for shape in shapes) or parts["a"].shape[0] != parts["b"].shape[1]:
+        if (
+            set(parts) != {"a", "b"}
+            or any(len(shape) != 2 or 0 in shape for shape in shapes)
+            or parts["a"].shape[0] != parts["b"].shape[1]
+        ):
             raise ModelFileError(f"{adapter.name} has no fitting pair of matrices for {module}.", "Save the adapter again.")
         if not all(np.isfinite(part).all() for part in parts.values()):
             raise ModelFileError(f"{adapter.name} has values for {module} that are not numbers.", "Save the adapter again.")
@@ -175,10 +179,11 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     Source: `LoraLayer.update_layer` of peft, and `get_pattern_key` for alphas by module.
     """
     alpha: Any = config.get("lora_alpha", rank)
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = own
-            break
+    patterns = config.get("alpha_pattern") or {}
+    try:
+        alpha = next((own for pattern, own in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), alpha)
+    except (AttributeError, re.error) as error:
+        raise ModelFileError(f"The adapter's alpha_pattern cannot be used: {error}.", "Save the adapter again.") from error
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ModelFileError(f"The adapter's lora_alpha is {str(alpha)[:40]!r}, not a number.", "Save the adapter again.")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

@@ -17,6 +17,7 @@ pytest.importorskip("peft", reason="needs the extra [distill]: pip install 'edge
 
 import peft
 import torch
+from safetensors.numpy import load_file, save_file
 
 from edge.catalog.adapters import find_adapters
 from edge.config import load_settings
@@ -121,6 +122,25 @@ def test_what_is_more_than_lora_is_refused(
     with pytest.raises(ModelFileError, match=said) as error:
         cached_gguf(tmp_path / "tuned", read_header(model), tmp_path)
     assert "edge convert MODEL --lora" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({"alpha_pattern": {"(": 3}}, "alpha_pattern"), ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"), ({}, "no fitting pair")],
+)
+def test_a_damaged_folder_is_refused(
+    config: dict[str, Any], said: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint("llama"))
+    header = read_header(write_gguf(checkpoint, tmp_path / "model.gguf", "F32"))
+    tuned(checkpoint.folder, tmp_path / "tuned")
+    about, weights = tmp_path / "tuned" / "adapter_config.json", tmp_path / "tuned" / "adapter_model.safetensors"
+    about.write_text(json.dumps({**json.loads(about.read_text()), **config}))
+    if not config:  # of rank 0
+        kept = {name: value[:0] if "lora_A" in name else value[:, :0] for name, value in load_file(weights).items()}
+        save_file({name: np.ascontiguousarray(value) for name, value in kept.items()}, weights)
+    with pytest.raises(ModelFileError, match=said):
+        cached_gguf(tmp_path / "tuned", header, tmp_path)
 
 
 def test_a_folder_is_converted_once_until_it_changes(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
