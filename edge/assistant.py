@@ -131,12 +131,12 @@ class Assistant(Responding):
         self.store = ConversationStore(None) if store is None else store
         self._prompting = Prompting(backend.info, backend.tokenizer, system)
         self._disk = disk
-        blocks, model = (disk.blocks, disk.model) if disk is not None else (None, b"")
+        blocks, model, own = (disk.blocks, disk.model, disk.engine) if disk is not None else (None, b"", b"")
         if trace is not None:
             self._prompting.template = trace.watch(self._prompting.template, "template")
             self.store = trace.watch(self.store, "store")
             blocks = trace.watch(blocks, "blocks") if blocks is not None else None
-        cache = KVCache(backend, blocks, model=model, exact=exact)
+        cache = KVCache(backend, blocks, model=model, own=own, exact=exact)
         self._scheduler = Scheduler(
             backend,
             cache,

@@ -78,6 +78,7 @@ class KVCache:
         backend: an open backend whose sequences are empty.
         store: the blocks on disk; None stores nothing.
         model: fingerprint of weights and engine, 32 bytes; see `edge.kv.open`.
+        own: one that no other engine has, where `model` is that of several; b"" is the same as `model`.
         exact: reuse only what equals a cold run bit for bit. Needs a backend with one sequence: several share one cache, and
             the place of the others' cells can change the last bits too.
 
@@ -87,12 +88,20 @@ class KVCache:
         is_exact: as `exact`.
     """
 
-    def __init__(self, backend: Backend, store: BlockStore | None = None, *, model: bytes = b"", exact: bool = False) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        store: BlockStore | None = None,
+        *,
+        model: bytes = b"",
+        own: bytes = b"",
+        exact: bool = False,
+    ) -> None:
         able = backend.capabilities
         self.is_exact = exact
         self._backend = backend
         self._store = store if able.export_kv or able.checkpoints else None
-        self._model = model
+        self._model, self._own = model, own or model
         self.chunk_size = min(BLOCK_TOKENS, backend.chunk_size) if exact else backend.chunk_size
         self.chunk_grain = self.chunk_size if exact else backend.chunk_grain
         # Blocks of a sliding-window model are exported while the window covers them.
@@ -159,6 +168,9 @@ class KVCache:
             started = time.perf_counter()
             try:
                 n_memory, n_disk = self._restore(self._store, slot, prompt)
+                if self._foreign.has_far and self._model != self._own:
+                    self._keep_apart()
+                    n_disk += self._restore(self._store, slot, prompt)[1]
             except Exception:  # noqa: BLE001 (no error here may end the reply: the prompt is computed instead)
                 _log.exception("Blocks on disk could not be restored")
                 n_memory = 0
@@ -248,6 +260,13 @@ class KVCache:
             except ContextFullError:
                 if not self._backend.capabilities.shared_cells or not self.evict_one():
                     raise
+
+    def _keep_apart(self) -> None:
+        """From now on share no blocks: those that are no use here stand where this engine's own would be stored."""
+        self._model = self._own
+        tree = self._slots.tree
+        for slot in self._slots.slots:
+            tree.forget_marks(set(tree.marks(slot.seq_id)))
 
     def _restore(self, store: BlockStore, slot: Slot, prompt: Sequence[int]) -> tuple[int, int]:
         """Restore what the disk has beyond the resident prefix. Returns the tokens from memory and from disk."""

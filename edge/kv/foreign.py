@@ -31,10 +31,14 @@ class ForeignBlocks:
 
     Args:
         backend: the engine.
+
+    Attributes:
+        has_far: blocks of an engine were found to be of no use.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self.has_far = False
         self._is_near: dict[str, bool] = {}
 
     def maker(self, block: memoryview) -> str:
@@ -59,6 +63,7 @@ class ForeignBlocks:
             if is_near:
                 _log.info("KV blocks of %s differ from this engine's by %.1f %%", maker, 100 * error)
             else:
+                self.has_far = True
                 _log.warning("KV blocks of %s are not used: they differ from this engine's by %.0f %%", maker, 100 * error)
         return self._is_near[maker]
 

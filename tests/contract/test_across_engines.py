@@ -204,7 +204,8 @@ class House:
         backend = open_backend(plan)
         blocks = BlockStore(self.directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, sync=False))
         model = model_fingerprint(backend, plan.artifact, exact=exact, across_engines=across)
-        with Assistant(backend, plan, disk=DiskCache(blocks, model), exact=exact) as ai:
+        own = model_fingerprint(backend, plan.artifact, exact=exact)
+        with Assistant(backend, plan, disk=DiskCache(blocks, model, engine=own), exact=exact) as ai:
             reply = ai.generate(text, sampling=Sampling(temperature=0, max_tokens=4))
             reply.wait()
             ai.flush_cache()
@@ -255,6 +256,8 @@ def test_numbers_that_are_far_from_ones_own_are_not_used(
     assert (reply.usage.n_restored, reply.usage.n_foreign) == (0, 0)
     assert reply.text == house.ask("llamacpp", TEXT, across=False).text
     assert "are not used: they differ from this engine's by" in caplog.text
+    again = house.ask("llamacpp", TEXT).usage
+    assert again.n_restored >= 256 > again.n_foreign == 0, "its own are stored all the same"
 
 
 @pytest.mark.model
