@@ -234,7 +234,9 @@ class Runtime:
         try:
             with self._one_load:
                 needed, path = self._make_room(name)
-                if not self._is_known_as(name, path):
+                while not (is_known := self._is_known_as(name, path)) and path is not None and not needed:
+                    needed, path = self._make_room(name)  # what needed no room was unloaded just now
+                if not is_known:
                     assistant = self._load(name, settings=self._settings, on_progress=self._goes_on)
                     with self._changed:
                         if not self._is_closed:

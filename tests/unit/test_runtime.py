@@ -242,6 +242,22 @@ def test_a_load_waits_for_the_memory_of_what_is_unloaded(monkeypatch: pytest.Mon
         assert order[:3] == ["loaded", "closed", "loaded"]
 
 
+def test_a_model_that_goes_while_another_name_of_it_is_asked_for_has_its_memory_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with make({"a": 2, "a@path": 2}, memory_gb=3) as runtime:
+        use(runtime, "a")
+        is_known_as = Runtime._is_known_as
+
+        def unload_before(self: Runtime, name: str, path: Path | None) -> bool:
+            self.unload("a")
+            return is_known_as(self, name, path)
+
+        monkeypatch.setattr(Runtime, "_is_known_as", unload_before)
+        use(runtime, "a@path")
+        assert [(model.name, model.memory_bytes) for model in runtime.loaded] == [("a@path", 2 * 10**9)]
+
+
 def test_two_names_of_a_file_are_one_model() -> None:
     loads: list[str] = []
     with make({"a": 2, "a@path": 2, "b": 2}, loads, memory_gb=3) as runtime:
