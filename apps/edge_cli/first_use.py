@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_cli import output
+from edge_cli.bench import BUSY_PROCESSORS, load_of_others
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["gain_text", "is_settled", "measure_at_first", "skip"]
 
+_BUSY_SHARE = 0.25  # of the processors
 _MOST_BYTES = 10**9  # a larger model may take the minute for loading alone
 
 
@@ -24,7 +26,7 @@ def measure_at_first(app: App, settings: Settings) -> None:
     """Compare the engines for the model of the settings, if that was never done here and there is a choice.
 
     It takes a minute at most, Ctrl-C skips it for good, and nothing that goes wrong keeps the chat from starting. It is tried
-    once, however it ends, and not at all where that cannot be noted.
+    once, however it ends, and not at all where that cannot be noted; while other programs are busy it waits for another start.
     """
     from edge.catalog import resolve_all
     from edge.errors import EdgeError
@@ -40,7 +42,7 @@ def measure_at_first(app: App, settings: Settings) -> None:
     if not _has_choice(device, artifacts) or is_settled(device, artifacts, settings):
         return
     try:
-        if max(artifact.size_bytes for artifact in artifacts) <= _MOST_BYTES:
+        if max(artifact.size_bytes for artifact in artifacts) <= _MOST_BYTES and not _is_busy(device):
             skip(device, artifacts, settings)  # what fails, or is killed, would take the minute again at the next start
             _measure(device, artifacts, settings)
     except EdgeError as error:
@@ -92,6 +94,11 @@ def _has_choice(device: DeviceProfile, artifacts: Sequence[Artifact]) -> bool:
     from edge.plan.placement import readers
 
     return sum(len(readers(device, artifact)) for artifact in artifacts) > 1
+
+
+def _is_busy(device: DeviceProfile) -> bool:
+    """Return whether other programs compute so much that the result, which stays, would be theirs."""
+    return load_of_others() > max(BUSY_PROCESSORS, _BUSY_SHARE * device.cpu.usable_logical)
 
 
 def _measure(device: DeviceProfile, artifacts: Sequence[Artifact], settings: Settings) -> None:

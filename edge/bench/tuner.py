@@ -2,7 +2,7 @@
 
 The incumbent takes part in every round, so each round gives ratios that other load on the machine affects little. After each
 heat half of the challengers leave, and the number of rounds doubles. The last challenger replaces the incumbent only if it wins
-by more than the spread of its ratios. Nothing here depends on engines or on real time.
+by more than the spread of its ratios, or clearly in each of them. Nothing here depends on engines or on real time.
 
 Source: successive halving as in Jamieson and Talwalkar, 2016; coordinate descent.
 """
@@ -24,6 +24,7 @@ __all__ = ["MIN_GAIN", "Knob", "Outcome", "Search", "Trial", "goal_seconds", "wi
 
 MIN_GAIN = 0.01
 """A smaller one is not worth another setting, however certain it is."""
+_CLEAR = 0.05  # a gain in every round that is none of chance
 _FINAL_ROUNDS = 5
 _ENOUGH_ROUNDS = 3  # to decide where time is short
 _LOST_AFTER = 3  # rounds in the final without a single win
@@ -222,8 +223,13 @@ class _Contest:
 
 
 def wins(ratios: Stat, least_gain: float = MIN_GAIN) -> bool:
-    """Return True if a speed-up exceeds the spread of its measurements and the least gain."""
-    return ratios.median - 1 > max(least_gain, ratios.quartile_3 - ratios.quartile_1)
+    """Return True if a speed-up exceeds the least gain, and the spread of its measurements.
+
+    One that exceeds it in every round is none of chance either: a busy machine spreads large gains by more than they are.
+    """
+    return ratios.median - 1 > max(least_gain, ratios.quartile_3 - ratios.quartile_1) or ratios.min - 1 > max(
+        least_gain, _CLEAR
+    )
 
 
 def goal_seconds(sample: Sample, goal: Goal) -> float:

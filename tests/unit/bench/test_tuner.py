@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge.bench.tuner import Goal, Knob, Outcome, Search
-from edge.bench.values import Setting
+from edge.bench.tuner import Goal, Knob, Outcome, Search, wins
+from edge.bench.values import Setting, stat
 from edge.errors import BackendError
 from tests.unit.bench.fakes import Machine, setting
 
@@ -151,6 +151,13 @@ def test_no_alternative_costs_no_time() -> None:
     outcome = search(machine, (knob("threads", (4,)), knob("n_ubatch", ())))
     assert machine.measured == []
     assert outcome.best == setting()
+
+
+def test_a_gain_in_every_round_counts_however_much_they_spread() -> None:
+    """Other programs slow down the one engine by 1.2, 1.8 and 17 times the time of the other."""
+    assert wins(stat([1.2, 1.8, 17.0]), 0.05)
+    assert not wins(stat([0.9, 1.8, 17.0]), 0.05)
+    assert not wins(stat([1.02, 1.8, 17.0]))
 
 
 def test_three_rounds_decide_where_time_is_short() -> None:

@@ -24,6 +24,7 @@ Chat = Callable[..., Any]
 def chat(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> Chat:
     """Run `edge chat` with a terminal; the chat itself ends at once, with the code 7."""
     monkeypatch.setattr(edge_chat, "run", lambda settings, **_: 7)
+    monkeypatch.setattr("edge_cli.first_use.load_of_others", lambda: 0.0)
 
     def run(*arguments: str) -> Any:
         monkeypatch.setattr(sys, "stdout", terminal())
@@ -96,6 +97,15 @@ def test_not_where_it_would_be_done_at_every_start(
     monkeypatch.setattr("edge.plan.tuning._write", fail)
     done = chat("-m", str(model))
     assert (done.code, "The cache cannot be written." in done.err, tuned) == (7, True, [])
+
+
+def test_a_busy_machine_waits_for_another_start(
+    chat: Chat, model: Path, tuned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_cli.first_use.load_of_others", lambda: 1000.0)
+    assert (chat("-m", str(model)).code, tuned) == (7, [])
+    monkeypatch.setattr("edge_cli.first_use.load_of_others", lambda: 0.1)
+    assert (chat("-m", str(model)).code, len(tuned)) == (7, 1)
 
 
 def test_a_conversation_that_is_not_there_is_said_at_once(chat: Chat, model: Path, tuned: list[Any]) -> None:
