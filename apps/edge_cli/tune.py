@@ -83,10 +83,11 @@ def tune(app: App, model: str | None, **options: Any) -> int:
     """Find and save the fastest settings for a model on this device.
 
     Tries engine, threads, batch and flash attention in turn. A change is adopted only if its gain exceeds the spread of the
-    measurements; none of them changes the answers beyond rounding, which is measured: an engine or a format that diverges by
-    more than 0.01 nats is shown with its gain, and not taken. The model is then loaded with these settings, unless a flag or a
-    setting overrides them. If a model is here in several formats, each is tuned and all are then compared; edge runs the
-    fastest.
+    measurements; none of them changes the answers beyond rounding, which is measured: an engine that is more than 0.01 nats
+    away from the file's weights computed exactly, and further than the usual engine, or a format that diverges by more than
+    0.01 nats from the published one, is shown with its gain, and not taken. The model is then loaded with these settings,
+    unless a flag or a setting overrides them. If a model is here in several formats, each is tuned and all are then compared;
+    edge runs the fastest.
     """
     require_exclusive(("--show", options["is_shown"]), ("--forget", options["is_forgotten"]))
     require_exclusive(("--quick", options["is_quick"]), ("--minutes", options["minutes"]))
@@ -211,6 +212,7 @@ def _show_tuning(tuning: Tuning) -> None:
             "load",
             "memory",
             "loss",
+            "from exact weights",
             "cost of a pass over 2, 4, 8, 16",
         )
         output.table([_engine_cells(speed, tuning) for speed in tuning.engines], headings)
@@ -232,17 +234,16 @@ def _engine_cells(speed: EngineSpeed, tuning: Tuning) -> tuple[str, ...]:
         f"{speed.load_s:.1f} s",
         size_text(speed.peak_bytes) if speed.peak_bytes else "-",
         "reference" if name == tuning.reference and not speed.divergence else loss,
+        f"{speed.exact:.4f} nats" if speed.exact is not None else "-",
         " ".join(costs) or "-",
     )
 
 
 def _notes(artifacts: Sequence[Artifact], reports: Sequence[Report]) -> list[str]:
-    from edge.plan.speed import is_lossless
-
     notes = []
     if len(reports) > 1:
         pairs = list(zip(reports, artifacts, strict=True))
-        equal = [pair for pair in pairs if is_lossless(pair[0].tuning.divergence)]
+        equal = [pair for pair in pairs if pair[0].tuning.is_lossless]
         if len(equal) > 1:
             best = min(equal, key=lambda pair: pair[0].tuning.turn_s)
             notes.append(f"Fastest turn of a chat, so edge runs it: {best[1].kind}.")

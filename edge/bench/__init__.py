@@ -9,7 +9,7 @@ run.py         rounds over several candidates
 bandwidth.py   memory bandwidth, and the share of it that decode uses
 tuner.py       the search for better settings; knobs.py, what is tried
 tune.py        that search in each format of a model; format_tuner.py, in one of them; tune_options.py, its limits
-divergence.py  how far two engines' next-token distributions are apart
+divergence.py  how far two engines' next-token distributions are apart; losses.py, whether an engine may be that far
 trace.py       times the stages of turns, and writes them as a file for Perfetto
 profile.py     where the time of a turn goes, and what to change
 plot.py        a result as a picture

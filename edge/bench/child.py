@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,11 +26,15 @@ __all__ = ["Answer", "Bandwidth", "Logits", "Open", "Passes", "Problem", "Reques
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Load a model by the fields of a Plan, with `path` in place of the artifact and without memory and choices."""
+    """Load a model by the fields of a Plan, with `path` in place of the artifact and without memory and choices.
+
+    With `unpacked`, its weights are written as float32 to this new file first, and that is loaded.
+    """
 
     path: bytes  # it need not be Unicode, as JSON has to be
     plan: dict[str, Any]
     with_energy: bool = False
+    unpacked: bytes = b""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -115,9 +120,14 @@ class _Server:
         from edge.device.energy import find_meter
         from edge.formats.artifact import open_artifact
         from edge.plan.receipt import MemoryEstimate, Plan
+        from edge.registry import load_entry
 
         artifact = open_artifact(Path(os.fsdecode(request.path)))
         plan = Plan(**request.plan, artifact=artifact, memory=MemoryEstimate(0, 0, 0, 0, 0), choices=())
+        if request.unpacked:
+            unpacked = Path(os.fsdecode(request.unpacked))
+            load_entry("edge.backends.llamacpp.unpack:unpack")(artifact.path, unpacked, plan.n_threads, bits=32)
+            plan = replace(plan, artifact=open_artifact(unpacked))
         started = time.perf_counter()
         self._backend = open_backend(plan)
         warm_up(self._backend)

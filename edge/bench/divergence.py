@@ -44,10 +44,12 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         mean: mean KL divergence of this engine's distributions from the other one's, in nats.
         agreement: share of the positions at which both have the same likeliest token.
+        each: the divergence at each position.
     """
 
     mean: float
     agreement: float
+    each: tuple[float, ...] = ()
 
 
 def text_logits(backend: Backend, tokens: list[int]) -> npt.NDArray[np.float32]:
@@ -98,12 +100,14 @@ def compare_logits(backend: Backend, path: Path) -> Divergence:
         tokens, theirs = file["tokens"].tolist(), file["logits"]
     if max(tokens) >= backend.info.n_vocab or theirs.shape[1] != backend.info.n_vocab:
         raise UnsupportedError("The vocabularies differ, so nothing can be said about the quality.")
-    wanted, found = _log_softmax(theirs), _log_softmax(text_logits(backend, tokens))
-    mean = float((np.exp(wanted) * (wanted - found)).sum(-1).mean())
-    if not np.isfinite(mean):  # max(0.0, NaN) would be 0: the same model
+    each, same = [], []
+    for wanted, found in zip(theirs, text_logits(backend, tokens), strict=True):  # one by one: vocabularies are large
+        p, q = _log_softmax(wanted), _log_softmax(found)
+        each.append(float((np.exp(p) * (p - q)).sum()))
+        same.append(wanted.argmax() == found.argmax())
+    if not np.isfinite(each).all():  # max(0.0, NaN) would be 0: the same model
         raise BackendError("An engine computed logits that are not finite.", "See: edge doctor")
-    agreement = (wanted.argmax(-1) == found.argmax(-1)).mean()
-    return Divergence(mean=max(0.0, mean), agreement=float(agreement))
+    return Divergence(mean=max(0.0, float(np.mean(each))), agreement=float(np.mean(same)), each=tuple(each))
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge.bench.candidates import engines_for
 from edge.bench.knobs import setting_knobs
+from edge.bench.losses import Loss, Losses, Tuned, exact_plan
 from edge.bench.process import Worker, setting_of
-from edge.bench.run import MEMORY_SHARE, Measuring
+from edge.bench.run import MEMORY_SHARE
 from edge.bench.tune_options import Report, TuneOptions
 from edge.bench.tuner import MIN_GAIN, Knob, Outcome, Search, goal_seconds, wins
 from edge.bench.values import Sample, Setting, stat
@@ -22,32 +24,23 @@ from edge.errors import BackendUnavailableError, EdgeError, UsageError
 from edge.plan.make import make_plan
 from edge.plan.placement import find_targets, readers, safety_here
 from edge.plan.receipt import Plan, PlanRequest
-from edge.plan.speed import LOSSLESS_NATS, EngineSpeed, is_lossless
+from edge.plan.speed import EngineSpeed
 from edge.plan.tuning import Tuning
 from edge.registry import ENGINES
 
 if TYPE_CHECKING:
-    from edge.bench.divergence import Divergence
     from edge.device.profile import DeviceProfile
     from edge.formats.artifact import Artifact
 
-__all__ = ["Tuned", "Tuner"]
+__all__ = ["Tuner"]
 
 _LENGTHS = ((1024, 64), (512, 64), (256, 32), (128, 16), (64, 8))  # prompt and reply, from the most exact to the fastest
 _SAMPLES_IN_BUDGET = 60
 _FINAL_SHARE = 0.2  # of the time of one format
 _MAX_WORKERS = 3
-_IS_REFERENCE = (0.0, 1.0)
+_EXACT_SHARE = 1 / 3  # of the time that is left, for computing with the exact weights
 # Another engine takes other memory, and does not find what this one stored in the KV cache on disk.
 _ENGINE_GAIN = 0.05
-
-
-class Tuned(Measuring, Protocol):
-    """The used part of a `Worker`; tests replace it."""
-
-    def pass_ms(self) -> dict[int, float]: ...
-    def write_logits(self, path: Path) -> None: ...
-    def compare_logits(self, path: Path) -> Divergence: ...
 
 
 class Tuner:
@@ -56,7 +49,7 @@ class Tuner:
     Args:
         device, artifact, options: as for `tune`.
         cache_dir: has the canary's verdict.
-        reference: file of the logits that losses are measured from. Where there is none, the usual setting writes it.
+        reference: as for `Losses`.
         on_progress, open_worker, clock: as for `tune`.
         deadline: end of a quick search, as of `time.monotonic()`; None lets a measurement take as long as it does.
 
@@ -87,13 +80,13 @@ class Tuner:
         self._rows = named if options.backends else engines_for(device, artifact)
         self.readers = tuple(row.name for row in readers(device, artifact))
         self._safety = safety_here(device, self._rows, cache_dir)
-        self._reference, self._deadline = reference, deadline
+        self._deadline = deadline
         self._on_progress, self._open_worker, self._clock = on_progress, open_worker, clock
         self._workers: dict[Setting, Tuned] = {}  # the one used last is at the end
         self._plans: dict[Setting, Plan] = {}
         self._samples: dict[Setting, list[Sample]] = {}
         self._refused: list[Setting] = []
-        self._losses: dict[Setting, tuple[float | None, float | None]] = {}
+        self._losses = Losses(reference, ask=self._ask_quality, write_exact=self._write_exact)
         self.lengths = _LENGTHS[-1]
         self.reuses_workers = True
         self._started = clock()
@@ -111,7 +104,7 @@ class Tuner:
         self._choose_lengths(start)
         limit = self._options.budget_s * (1 - _FINAL_SHARE)
         search = Search(self.measure, lambda: self.passed() < limit, self._on_progress)
-        self._start = start
+        self._losses.usual = start
         return start, search.run(start, self._knobs())
 
     def report(self, start: Setting, outcome: Outcome, usual: list[Sample], best: list[Sample]) -> Report:
@@ -154,8 +147,8 @@ class Tuner:
             is_quick=self._options.is_quick,
             load_s=_median(samples, "load_s"),
             default_load_s=_median(usual, "load_s"),
-            reference=_engine_text(start) if self._losses.get(start) == _IS_REFERENCE else "",
-            divergence=self._losses.get(chosen, (None, None))[0],
+            reference=_engine_text(start) if self._losses.is_reference else "",
+            divergence=self._losses.known(chosen).divergence,
             engines=tuple(speeds.values()),
         )
         return Report(tuning, outcome, is_better, self.passed())
@@ -177,14 +170,9 @@ class Tuner:
             self.close()
         return sample
 
-    def loss(self, setting: Setting) -> tuple[float | None, float | None]:
-        """Return how far a setting's distributions are from the reference's, as in EngineSpeed; None if that cannot be said."""
-        if not self._reference.exists() and setting != self._start:
-            self.loss(self._start)
-        if setting not in self._losses:
-            self._on_progress(f"the quality of {_engine_text(setting)}")
-            self._losses[setting] = self._measure_loss(setting)
-        return self._losses[setting]
+    def loss(self, setting: Setting) -> Loss:
+        """Return what a setting costs in quality, as far as that can be said."""
+        return self._losses.measure(setting)
 
     def memory_bytes(self, setting: Setting) -> int:
         """Return the memory of a setting's process, by its plan."""
@@ -213,17 +201,36 @@ class Tuner:
         self._workers[setting] = worker
         return worker
 
-    def _measure_loss(self, setting: Setting) -> tuple[float | None, float | None]:
+    def _ask_quality(self, setting: Setting, question: Callable[[Tuned], Any]) -> Any:
+        """Return a process's answer; None if it failed."""
+        self._on_progress(f"the quality of {_engine_text(setting)}")
         try:
-            worker = self._worker(setting)
-            if not self._reference.exists():
-                worker.write_logits(self._reference)
-                return _IS_REFERENCE
-            found = worker.compare_logits(self._reference)
+            return question(self._worker(setting))
         except EdgeError:
             self._drop(setting)
-            return None, None
-        return found.mean, found.agreement
+            return None
+
+    def _write_exact(self, path: Path) -> None:
+        """Write the logits of the file's own weights, computed exactly.
+
+        Raises:
+            EdgeError: that cannot be done here, or not in a share of the time that is left.
+        """
+        left_s = max(0.0, self._options.budget_s - self.passed())
+        unpacked = path.with_suffix(".gguf")
+        assert self._losses.usual is not None
+        plan = exact_plan(self._device, self.artifact, self._losses.usual.n_ctx, self._safety, path.parent)
+        self._on_progress("the exact weights")
+        self._make_room(plan)
+        deadline = time.monotonic() + left_s * _EXACT_SHARE
+        try:
+            worker = self._open_worker(plan, with_energy=False, deadline=deadline, unpacked=unpacked)
+            try:
+                worker.write_logits(path)
+            finally:
+                worker.stop()
+        finally:
+            unpacked.unlink(missing_ok=True)
 
     def _drop(self, setting: Setting) -> None:
         """End a setting's process, which may be dead already."""
@@ -241,7 +248,7 @@ class Tuner:
         return {setting: self._samples[setting] for setting in best.values()}
 
     def _speed(self, setting: Setting, samples: Sequence[Sample]) -> EngineSpeed:
-        divergence, agreement = self.loss(setting) if self._has_time() else self._losses.get(setting, (None, None))
+        loss = self.loss(setting) if self._has_time() else self._losses.known(setting)
         return EngineSpeed(
             backend=setting.backend,
             accelerator=self._plans[setting].accelerator,
@@ -249,8 +256,10 @@ class Tuner:
             decode_tokens_per_s=_median(samples, "decode_tokens_per_s"),
             load_s=_median(samples, "load_s"),
             peak_bytes=max(sample.peak_bytes for sample in samples),
-            divergence=divergence,
-            agreement=agreement,
+            divergence=loss.divergence,
+            agreement=loss.agreement,
+            exact=loss.exact,
+            exact_limit=loss.exact_limit,
             pass_ms=self._passes(setting),
         )
 
@@ -298,13 +307,11 @@ class Tuner:
 
     def _refuse(self, setting: Setting) -> str:
         """Say why an engine that is faster is not taken; "" if it loses nothing."""
-        divergence, _ = self.loss(setting)
-        if is_lossless(divergence):
-            return ""
-        self._refused.append(setting)
-        if divergence is None:
-            return "faster, and not taken unasked: what it costs in quality could not be measured"
-        return f"faster, and not taken unasked: it diverges by {divergence:.3f} nats, more than {LOSSLESS_NATS}"
+        assert self._losses.usual is not None
+        why = self._losses.refusal(setting, _engine_text(self._losses.usual))
+        if why:
+            self._refused.append(setting)
+        return why
 
     def _other_engines(self, incumbent: Setting) -> list[Setting]:
         """Return the engines that may have lost only against one that was refused."""

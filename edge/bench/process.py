@@ -34,6 +34,7 @@ class Worker:
         plan: which model to load, and how.
         with_energy: look for a meter of energy, too.
         deadline: the process is ended at this time, as of `time.monotonic()`; None lets it take as long as it does.
+        unpacked: write the weights as float32 to this new file first, and load that. The caller removes it.
 
     Attributes:
         load_s: from opening the file to the end of a first step, in seconds.
@@ -44,10 +45,13 @@ class Worker:
         BackendError: the process died, or its time was over.
     """
 
-    def __init__(self, plan: Plan, *, with_energy: bool = False, deadline: float | None = None) -> None:
+    def __init__(
+        self, plan: Plan, *, with_energy: bool = False, deadline: float | None = None, unpacked: Path | None = None
+    ) -> None:
         self._child, self._deadline = _start(), deadline
         values = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _LEFT_OUT}
-        request = Open(path=os.fsencode(plan.artifact.path), plan=values, with_energy=with_energy)
+        target = os.fsencode(unpacked) if unpacked is not None else b""
+        request = Open(path=os.fsencode(plan.artifact.path), plan=values, with_energy=with_energy, unpacked=target)
         try:
             answer = self._ask(request)
             if answer.is_faster_next:  # time and memory are to be those of later loads

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.bench.format_tuner import Tuned, Tuner
+from edge.bench.format_tuner import Tuner
+from edge.bench.losses import Tuned
 from edge.bench.process import Worker
 from edge.bench.run import MEMORY_SHARE
 from edge.bench.tune_options import QUICK_S, Report, TuneOptions

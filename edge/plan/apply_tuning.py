@@ -78,6 +78,8 @@ def engine_text(tuning: Tuning) -> str:
         text += f"; {size_text(ours.peak_bytes)} of memory instead of {size_text(other.peak_bytes)}"
     if tuning.divergence:
         text += f"; the same weights, {tuning.divergence:.4f} nats apart by rounding"
+    if ours is not None and other is not None and ours.exact is not None and other.exact is not None:
+        text += f" ({ours.exact:.4f} from the weights computed exactly, {other.backend} {other.exact:.4f})"
     return text
 
 

@@ -19,7 +19,6 @@ from edge.plan.checks import check_request
 from edge.plan.make import make_plan, plan_at
 from edge.plan.placement import Placement, find_targets, is_installed, place, rows_for
 from edge.plan.receipt import Choice, Plan, PlanRequest
-from edge.plan.speed import is_lossless
 from edge.registry import ENGINES, EngineRow
 from edge.units import size_text
 
@@ -85,7 +84,7 @@ class _Option:
     def turn_s(self) -> float | None:
         """Measured time of a turn of a chat, in seconds; None where it was not measured, or loses quality."""
         tuning = self.tuned.tuning if self.tuned is not None else None
-        return tuning.turn_s if tuning is not None and is_lossless(tuning.divergence) else None
+        return tuning.turn_s if tuning is not None and tuning.is_lossless else None
 
 
 def rank_formats(device: DeviceProfile, request: PlanRequest, *, must_run: bool = False) -> tuple[Format, ...]:

@@ -13,7 +13,7 @@ __all__ = ["LOSSLESS_NATS", "TURNS_A_LOAD", "TURN_PROMPT", "TURN_REPLY", "Engine
 TURN_PROMPT, TURN_REPLY, TURNS_A_LOAD = 256, 128, 12
 """A turn of a chat: tokens to prefill (those before are in the KV cache), tokens of the reply; turns for each load."""
 LOSSLESS_NATS = 0.01
-"""Two engines compute the same model where their next-token distributions diverge by at most this much (mean KL divergence)."""
+"""An engine computes a model where its next-token distributions diverge by at most this much from it (mean KL divergence)."""
 
 _Speed = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 
@@ -29,6 +29,8 @@ class EngineSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         divergence: mean KL divergence of its next-token distributions from those of the reference engine, in nats; 0 for the
             reference itself, None if not measured.
         agreement: share of the tokens after which both have the same likeliest next token.
+        exact: mean KL divergence from the file's own weights, computed exactly; None if not measured.
+        exact_limit: the most of it that counts as rounding: LOSSLESS_NATS, or what the usual engine loses itself.
         pass_ms: (tokens, ms) of passes over so many tokens of one reply, logits after each: what a draft costs. Empty if not
             measured.
     """
@@ -41,6 +43,8 @@ class EngineSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     peak_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     divergence: Annotated[float, msgspec.Meta(ge=0)] | None = None
     agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    exact: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    exact_limit: Annotated[float, msgspec.Meta(ge=0)] = LOSSLESS_NATS
     pass_ms: tuple[tuple[Annotated[int, msgspec.Meta(ge=1, le=64)], _Speed], ...] = ()
 
     @property
@@ -60,6 +64,12 @@ def turn_seconds(prefill_tokens_per_s: float, decode_tokens_per_s: float, load_s
     return TURN_PROMPT / prefill_tokens_per_s + TURN_REPLY / decode_tokens_per_s + load_s / TURNS_A_LOAD
 
 
-def is_lossless(divergence: float | None) -> bool:
-    """Return whether a measured divergence is one of rounding. One that was not measured is not."""
+def is_lossless(divergence: float | None, exact: float | None = None, exact_limit: float = LOSSLESS_NATS) -> bool:
+    """Return whether an engine loses no more than by rounding: told from the exact weights, where that was measured.
+
+    Args:
+        divergence, exact, exact_limit: as in EngineSpeed. One that was not measured is not lossless.
+    """
+    if exact is not None:
+        return exact <= exact_limit
     return divergence is not None and divergence <= LOSSLESS_NATS

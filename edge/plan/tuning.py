@@ -21,7 +21,7 @@ import msgspec
 from edge.errors import EdgeError, StorageError
 from edge.files import open_file
 from edge.names import Accelerator, KVType
-from edge.plan.speed import EngineSpeed, turn_seconds
+from edge.plan.speed import EngineSpeed, is_lossless, turn_seconds
 from edge.registry import ENGINES, load_entry
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _FILE = "tuning.json"
-_FORMAT = 2
+_FORMAT = 3
 _MAX_BYTES = 1 << 20
 _MAX_RECORDS = 500
 _HEADER_BYTES = 1 << 20  # larger files of a folder count with their size only
@@ -107,6 +107,14 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def default_turn_s(self) -> float:
         """Seconds of an average turn of a chat with the plan's own choice."""
         return turn_seconds(self.default_prefill_tokens_per_s, self.default_decode_tokens_per_s, self.default_load_s)
+
+    @property
+    def is_lossless(self) -> bool:
+        """These settings lose no more than by rounding."""
+        ours = self.engine(self.backend, self.accelerator)
+        if ours is None:
+            return is_lossless(self.divergence)
+        return is_lossless(self.divergence, ours.exact, ours.exact_limit)
 
     @property
     def source(self) -> str:

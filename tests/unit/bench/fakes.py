@@ -86,13 +86,29 @@ def write_gguf(path: Path, *, name: str = "Tiny", n_ctx: int = 4096, seed: int =
 
 
 class FakeWorker:
-    """A process on a machine, whose engines all compute the same unless `divergence` says otherwise."""
+    """A process on a machine, whose engines all compute the same unless `divergences` says otherwise.
+
+    Args:
+        machine: of it.
+        plan: engine and format.
+        divergences: "engine format" -> mean divergence from the usual engine.
+        exact: the same from the exact weights, each as a mean and how far every second token is above and below it.
+        is_exact: this process has the exact weights.
+    """
 
     load_s, energy = 0.1, ""
 
-    def __init__(self, machine: Machine, plan: Any, divergences: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        plan: Any,
+        divergences: dict[str, float] | None = None,
+        exact: dict[str, tuple[float, float]] | None = None,
+        *,
+        is_exact: bool = False,
+    ) -> None:
         self.machine, self.setting, self.plan = machine, setting_of(plan), plan
-        self.divergences = divergences or {}
+        self.divergences, self.exact, self.is_exact = divergences or {}, exact or {}, is_exact
 
     def run(self, n_prompt: int, n_decode: int) -> Any:
         return self.machine.measure(self.setting, n_prompt, n_decode)
@@ -101,11 +117,13 @@ class FakeWorker:
         return {1: 10.0, 2: 11.0, 4: 13.0, 8: 18.0, 16: 28.0}
 
     def write_logits(self, path: Path) -> None:
-        path.write_text(self.plan.artifact.format)
+        path.write_text("exact" if self.is_exact else self.plan.artifact.format)
 
     def compare_logits(self, path: Path) -> Divergence:
-        assert path.read_text()
         name = f"{self.setting.backend} {self.plan.artifact.format}"
+        if path.read_text() == "exact":
+            mean, apart = self.exact[name]
+            return Divergence(mean=mean, agreement=0.95, each=(mean + apart, mean - apart) * 64)
         return Divergence(mean=self.divergences.get(name, 0.004), agreement=0.95)
 
     def close(self) -> None: ...

@@ -98,6 +98,7 @@ def test_a_divergence_is_that_of_the_distributions(tmp_path: Path, plan: Plan) -
     Drawn.rows = 2 * theirs[:, ::-1]
     p, q = (np.exp(rows) / np.exp(rows).sum(1, keepdims=True) for rows in (theirs, Drawn.rows))
     assert found.mean == pytest.approx(float((p * np.log(p / q)).sum(1).mean()), rel=1e-5)
+    assert found.each == pytest.approx((p * np.log(p / q)).sum(1), rel=1e-5)
     assert found.agreement == np.mean(p.argmax(1) == q.argmax(1))
 
 

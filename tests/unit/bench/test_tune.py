@@ -40,20 +40,33 @@ def model(tmp_path: Path) -> Artifact:
 
 
 class Workers:
-    """Workers on a machine; how many are open at a time is counted."""
+    """Workers on a machine; how many are open at a time is counted. Without `exact`, no weights can be unpacked."""
 
-    def __init__(self, machine: Machine, divergences: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        divergences: dict[str, float] | None = None,
+        exact: dict[str, tuple[float, float]] | None = None,
+    ) -> None:
         self.machine, self.n_open, self.n_most, self.n_opened = machine, 0, 0, 0
-        self.divergences = divergences or {}
+        self.divergences, self.exact = divergences or {}, exact
+        self.unpacked: list[Path] = []
 
-    def __call__(self, plan: Any, *, with_energy: bool, deadline: float | None) -> Any:
+    def __call__(self, plan: Any, *, with_energy: bool, deadline: float | None, unpacked: Path | None = None) -> Any:
         assert not with_energy
-        return _Worker(self, plan)
+        if unpacked is not None:
+            assert (plan.backend, plan.kv_type_k, plan.flash_attention) == ("llamacpp", "f32", False)
+            assert deadline is not None, "it must not take the time of everything else"
+            self.unpacked.append(unpacked)
+            unpacked.write_bytes(b"weights")
+            if self.exact is None:
+                raise BackendError("The disk is full.")
+        return _Worker(self, plan, is_exact=unpacked is not None)
 
 
 class _Worker(FakeWorker):
-    def __init__(self, workers: Workers, plan: Any) -> None:
-        super().__init__(workers.machine, plan, workers.divergences)
+    def __init__(self, workers: Workers, plan: Any, *, is_exact: bool = False) -> None:
+        super().__init__(workers.machine, plan, workers.divergences, workers.exact, is_exact=is_exact)
         self.workers = workers
         workers.n_open += 1
         workers.n_opened += 1
@@ -293,6 +306,58 @@ def test_what_loses_quality_is_shown_and_never_taken(model: Artifact, tmp_path: 
     assert trial.why == "faster, and not taken unasked: it diverges by 0.011 nats, more than 0.01"
     lossy = report.tuning.engine("openvino", "cpu")
     assert lossy is not None and lossy.divergence == 0.011
+
+
+@pytest.mark.parametrize(
+    ("openvino", "llamacpp", "from_usual", "is_taken"),
+    [
+        ((0.0048, 0.0), (0.0197, 0.0), 0.0236, True),  # a K-quant: nearer to the weights than the usual engine
+        ((0.0130, 0.0), (0.0300, 0.0), 0.0250, True),  # beyond 0.01, and nearer all the same
+        ((0.0200, 0.0), (0.0120, 0.0), 0.0250, False),
+        ((0.0200, 0.0), (0.0030, 0.0), 0.0090, False),  # near to the usual engine, and both cannot be rounding
+        ((0.0210, 0.0198), (0.0200, 0.0), 0.0250, True),  # 128 tokens cannot tell these two apart: 0.0035 to either side
+        ((0.0240, 0.0198), (0.0200, 0.0), 0.0250, False),
+    ],
+)
+def test_the_weights_themselves_are_what_an_engine_is_measured_against(
+    model: Artifact,
+    tmp_path: Path,
+    openvino: tuple[float, float],
+    llamacpp: tuple[float, float],
+    from_usual: float,
+    is_taken: bool,
+) -> None:
+    machine = Machine(by_engine(llamacpp=(0.2, 0.1), openvino=(0.05, 0.1)))
+    workers = Workers(machine, {"openvino gguf": from_usual}, {"openvino gguf": openvino, "llamacpp gguf": llamacpp})
+    options = TuneOptions(60.0, is_quick=True)
+    (report,) = tune(OPENVINO, [model], options, cache_dir=tmp_path, open_worker=workers, clock=machine.clock)
+    assert (report.tuning.backend == "openvino") == is_taken
+    assert report.tuning.is_lossless, "of the usual engine, too"
+    ours, usual = report.tuning.engine("openvino", "cpu"), report.tuning.engine("llamacpp", "cpu")
+    assert ours is not None and usual is not None
+    assert (ours.divergence, ours.exact, usual.divergence, usual.exact) == (from_usual, openvino[0], 0.0, llamacpp[0])
+    (trial,) = report.outcome.trials
+    if not is_taken:
+        assert f"it is {openvino[0]:.3f} nats from the file's own weights" in trial.why
+        assert f"llamacpp on cpu ({llamacpp[0]:.3f})" in trial.why
+    assert len(workers.unpacked) == 1 and not workers.unpacked[0].exists(), "gigabytes do not stay"
+    assert workers.n_open == 0
+
+
+def test_the_exact_weights_are_computed_only_for_an_engine_that_is_faster(model: Artifact, tmp_path: Path) -> None:
+    machine = Machine(by_engine(llamacpp=(0.2, 0.1), openvino=(0.2, 0.1)))
+    workers = Workers(machine)
+    tune(OPENVINO, [model], TuneOptions(60.0, is_quick=True), cache_dir=tmp_path, open_worker=workers, clock=machine.clock)
+    assert not workers.unpacked
+
+
+def test_a_model_that_is_too_large_for_32_bits_is_compared_with_the_usual_engine(model: Artifact, tmp_path: Path) -> None:
+    header = replace(model.header, n_params=2 << 30)  # type: ignore[type-var]
+    machine = Machine(by_engine(llamacpp=(0.2, 0.1), openvino=(0.05, 0.1)))
+    workers = Workers(machine, {}, {"openvino gguf": (0.9, 0.0), "llamacpp gguf": (0.0, 0.0)})
+    large, options = replace(model, header=header), TuneOptions(60.0, is_quick=True)
+    (report,) = tune(OPENVINO, [large], options, cache_dir=tmp_path, open_worker=workers, clock=machine.clock)
+    assert (report.tuning.backend, workers.unpacked) == ("openvino", [])
 
 
 def test_a_format_that_loses_quality_is_tuned_and_not_chosen(model: Artifact, tmp_path: Path) -> None:

@@ -209,6 +209,13 @@ def test_a_format_that_loses_quality_is_not_chosen_for_its_speed() -> None:
     fast = {"gguf": measured("llamacpp", 20.0, divergence=0.0), "onnx": measured("onnx", 90.0, divergence=0.03)}
     assert choose(machine, gguf(), onnx(), tuned=fast).artifact.format == "gguf"
     equal = {**fast, "onnx": measured("onnx", 90.0, divergence=0.009)}
+    far = EngineSpeed(
+        backend="llamacpp", accelerator="cpu", prefill_tokens_per_s=900.0, decode_tokens_per_s=20.0, load_s=0.0,
+        divergence=0.0236, exact=0.0048, exact_limit=0.0201,
+    )  # fmt: skip
+    tuning = measured("llamacpp", 20.0, divergence=0.0236).tuning
+    assert tuning is not None and not tuning.is_lossless
+    assert msgspec.structs.replace(tuning, engines=(far,)).is_lossless, "near to the weights, far from the usual engine"
     assert choose(machine, gguf(), onnx(), tuned=equal).artifact.format == "onnx"
     assert choose(machine, gguf(), onnx(), tuned=fast, backend="onnx").artifact.format == "onnx", "but it may be asked for"
 
@@ -240,6 +247,10 @@ def test_the_engine_that_was_measured_to_be_faster_is_used_and_said(monkeypatch:
     )
     assert "10.0 times faster prefill" in said and "524.3 MB of memory instead of 209.7 MB" in said and "0.0042 nats" in said
     assert next(choice.reason for choice in plan.choices if choice.what == "threads").startswith("the 4 ")
+    exact = tuple(msgspec.structs.replace(one, exact=nats) for one, nats in ((ours, 0.0048), (usual, 0.0197)))
+    known = {"gguf": Lookup(msgspec.structs.replace(found, engines=exact))}
+    said = next(choice.reason for choice in choose(machine, model, tuned=known).choices if choice.what == "backend")
+    assert said.endswith("apart by rounding (0.0048 from the weights computed exactly, llamacpp 0.0197)")
     for asked in ({"backend": "llamacpp"}, {"kv_type_k": "q8_0", "kv_type_v": "q8_0"}, {"flash_attention": False}):
         assert choose(machine, model, tuned=tuned, **asked).backend == "llamacpp", asked
     assert dict(choose(machine, model, tuned=tuned, backend="llamacpp").pass_costs) == {1: 1.0, 2: 1.1}

@@ -224,7 +224,17 @@ def test_a_damaged_record_leaves_the_others(model: Artifact, cache: Path) -> Non
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"format": 1, "records": []}', b'{"format": 2, "records": 3}'],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"format": 1, "records": []}',
+        b'{"format": 2, "records": []}',
+        b'{"format": 3, "records": 3}',
+    ],
 )
 def test_a_file_that_is_none(model: Artifact, cache: Path, content: bytes) -> None:
     cache.mkdir()
