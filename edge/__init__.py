@@ -8,8 +8,8 @@ Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; dialogue.py, a stored conversation with it
 loading.py    from a name to a loaded model; planning.py, from a name to a plan
-asking.py     what it answers without one; responding.py, answers as values;
-              batch.py, many prompts; scoring.py, the likeliest answer
+asking.py     what it answers without one; judging.py, how likely it finds answers; responding.py, answers as values;
+              batch.py, many prompts; scoring.py, how likely given answers are
 runtime.py    several models under one memory budget; testing.py, a fake model for the tests of programs
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
 request.py    what is asked of a turn; constraint.py, what its reply has to be
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from edge.reply import Reply
     from edge.request import RequestOptions
     from edge.runtime import Runtime
+    from edge.scoring import ChoiceScore, Scored
     from edge.types import Chosen, Message, PromptSize, Sampling, Timing, TokenLogprob, Tool, ToolCall, Usage
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown of the log
@@ -59,6 +60,7 @@ __all__ = [
     "Assistant",
     "Attachment",
     "Batch",
+    "ChoiceScore",
     "Chosen",
     "Constraint",
     "Conversation",
@@ -73,6 +75,7 @@ __all__ = [
     "RequestOptions",
     "Runtime",
     "Sampling",
+    "Scored",
     "Settings",
     "Timing",
     "TokenLogprob",
@@ -111,6 +114,7 @@ __getattr__, __dir__ = lazy_names(
         "edge.reply": ("Reply",),
         "edge.request": ("RequestOptions",),
         "edge.runtime": ("Runtime",),
+        "edge.scoring": ("ChoiceScore", "Scored"),
         "edge.testing": ("testing",),
         "edge.types": ("Chosen", "Message", "PromptSize", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
     },

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from edge.arguments import asked, check_choices, check_messages, check_number, check_text
+from edge.arguments import asked, check_number, check_text
 from edge.batch import Batch
 from edge.engine.generation import SharedPrompt
 from edge.errors import UsageError
-from edge.request import Request, RequestOptions
-from edge.scoring import likeliest
+from edge.judging import Judging
+from edge.request import RequestOptions
 from edge.types import Message, Sampling, kind_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edge.conversation.tree import Node
-    from edge.names import CacheHint, Priority
+    from edge.judging import Prompt
     from edge.reply import Reply
-    from edge.turns import Turns
-    from edge.types import Chosen, PromptSize
-
-    Prompt = Iterable[Message | Node | Mapping[str, object]]
+    from edge.types import PromptSize
 
 __all__ = ["Asking"]
 
 T = TypeVar("T")
 
 
-class Asking:
+class Asking(Judging):
     """See the module. `Assistant` sets the turns."""
-
-    _turns: Turns
 
     def generate(
         self,
@@ -133,79 +126,6 @@ class Asking:
         except UsageError as error:
             raise UsageError(f"Prompt {number}: {error.message}", error.hint) from None
 
-    def choose(
-        self,
-        prompt: str | Prompt,
-        choices: Sequence[str],
-        *,
-        timeout_s: float | None = None,
-        priority: Priority = "interactive",
-        cache: CacheHint | None = None,
-        cache_namespace: str | None = None,
-    ) -> Chosen:
-        """Return which of several answers is the likeliest, and how likely each is: `ai.choose("Spam? ...", ["yes", "no"])`.
-
-        Nothing is generated: the model says how likely each answer is as a whole, its end included. The prompt is prefilled
-        once, and no model thinks first. The prompt should name the answers, since a model that would say something else has to
-        choose, too; see `Chosen.total`.
-
-        Args:
-            prompt: as in `generate`.
-            choices: the answers, at least one, as the model would write them.
-            timeout_s, priority, cache_namespace: as in `generate`.
-            cache: as in `generate`; None is "memory", since an answer that is only scored is not worth a file.
-
-        Raises:
-            UsageError: there is no prompt or answer, two answers are the same, or an argument has the wrong type.
-            TimeoutError: it took longer than timeout_s.
-            EdgeError: as `generate`, and what the replies raise.
-        """
-        replies: dict[int, Reply] = {}
-        for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
-            reply.wait()
-            replies[number] = reply
-        return likeliest(choices, [replies[number] for number in range(len(choices))])
-
-    async def achoose(
-        self,
-        prompt: str | Prompt,
-        choices: Sequence[str],
-        *,
-        timeout_s: float | None = None,
-        priority: Priority = "interactive",
-        cache: CacheHint | None = None,
-        cache_namespace: str | None = None,
-    ) -> Chosen:
-        """Choose as `choose` does, without blocking the event loop."""
-        replies: dict[int, Reply] = {}
-        async for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
-            await reply
-            replies[number] = reply
-        return likeliest(choices, [replies[number] for number in range(len(choices))])
-
-    def _score(
-        self,
-        prompt: str | Prompt,
-        choices: Sequence[str],
-        timeout_s: float | None,
-        priority: Priority,
-        cache: CacheHint | None,
-        cache_namespace: str | None,
-    ) -> Batch:
-        """Have the engine score each answer, a few at a time."""
-        check_choices(choices)
-        options: RequestOptions = {"timeout_s": timeout_s, "priority": priority, "cache": cache, "think": False}
-        messages, request = self._with_system(prompt), asked(None, options)
-        request = replace(request, cache=request.cache or "memory", n_logprobs=0, shared=SharedPrompt())
-        began, timeout_s = time.monotonic(), request.timeout_s
-
-        def start(choice: str) -> Reply:
-            left_s = None if timeout_s is None else max(1e-3, began + timeout_s - time.monotonic())
-            return self._answer(messages, replace(request, answer=choice, timeout_s=left_s), cache_namespace)
-
-        self._turns.check_open()
-        return Batch(enumerate(choices), start, self._turns.n_seq + 1)
-
     def complete(
         self,
         text: str,
@@ -227,17 +147,6 @@ class Asking:
         if not check_text("text", text):
             raise UsageError("There is no text to continue.", "Give at least one character.")
         return self._answer(text, asked(sampling, options), cache_namespace)
-
-    def _answer(self, prompt: str | Sequence[Message], request: Request, cache_namespace: str | None) -> Reply:
-        turns = self._turns
-        turns.check_cache(request.cache)
-        request = replace(request, prompt=prompt, namespace=turns.namespace_of(cache_namespace))
-        return turns.start(turns.make(request), self)
-
-    def _with_system(self, prompt: str | Prompt) -> list[Message]:
-        """Return the messages of a prompt, with the assistant's system prompt if they have none."""
-        messages = check_messages(prompt)
-        return messages if messages[0].role == "system" else [*self._turns.prompting.system_message(""), *messages]
 
     def count(self, prompt: str | Prompt, **options: Unpack[RequestOptions]) -> PromptSize:
         """Count the tokens that `generate` would have as its prompt, with all that the chat template adds.

@@ -1,17 +1,123 @@
-"""From how likely several answers are to the likeliest one."""
+"""From how likely several answers are to the likeliest one, and to all of them in order."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from edge.types import Chosen
+from edge.types import Chosen, TokenLogprob
 
 if TYPE_CHECKING:
     from edge.reply import Reply
 
-__all__ = ["likeliest"]
+__all__ = ["ORDERS", "ChoiceScore", "Order", "Scored", "likeliest", "scored"]
+
+Order: TypeAlias = Literal["sum", "mean"]
+ORDERS: tuple[Order, ...] = ("sum", "mean")
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceScore:
+    """How likely the model finds one continuation of a prompt.
+
+    Attributes:
+        text: the continuation.
+        tokens: its tokens, each with its logprob behind the prompt and the tokens before it.
+        end_logprob: how likely the answer ends there; None for a text that goes on (`chat=False`), or for a model without an
+            end token.
+    """
+
+    text: str
+    tokens: tuple[TokenLogprob, ...]
+    end_logprob: float | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of its tokens, without the end."""
+        return len(self.tokens)
+
+    @property
+    def logprob(self) -> float:
+        """Natural logarithm of the probability of all its tokens, without the end: their sum."""
+        return math.fsum(token.logprob for token in self.tokens)
+
+    @property
+    def mean(self) -> float:
+        """Logprob of a token on average, to compare continuations of different lengths."""
+        return self.logprob / len(self.tokens) if self.tokens else 0.0
+
+    @property
+    def total(self) -> float:
+        """Logprob of the whole answer: its tokens and its end."""
+        return self.logprob + (self.end_logprob or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of several continuations of one prompt, as `Assistant.score` returns them.
+
+    Attributes:
+        choices: the scores, in the order in which the continuations were given.
+        by: what makes one better than another: "sum" is `ChoiceScore.total`, "mean" is `ChoiceScore.mean`.
+        n_prompt: tokens of the prompt.
+        n_computed: tokens of the prompt that had to be computed; the others were in the KV cache.
+    """
+
+    choices: tuple[ChoiceScore, ...]
+    by: Order = "sum"
+    n_prompt: int = 0
+    n_computed: int = 0
+
+    @property
+    def best(self) -> ChoiceScore:
+        """The best one; of equal ones the first."""
+        return max(self.choices, key=self._value)
+
+    @property
+    def ranked(self) -> list[ChoiceScore]:
+        """All of them, the best first."""
+        return sorted(self.choices, key=self._value, reverse=True)
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Share of each, from the values that order them; with "sum" its probability, given that it is one of them."""
+        values = [self._value(one) for one in self.choices]
+        weights = [math.exp(value - max(values)) for value in values]
+        total = math.fsum(weights)
+        return {one.text: weight / total for one, weight in zip(self.choices, weights, strict=True)}
+
+    def __str__(self) -> str:
+        return self.best.text
+
+    def _value(self, choice: ChoiceScore) -> float:
+        return choice.total if self.by == "sum" else choice.mean
+
+
+def scored(choices: Sequence[str], replies: Sequence[Reply], by: Order) -> Scored:
+    """Return the scores of several continuations.
+
+    Args:
+        choices: the texts, at least one.
+        replies: of `Request.answer`, one each, which are over.
+        by: see `Scored`.
+
+    Raises:
+        TimeoutError: one was stopped before it was over.
+        EdgeError: one ended with this error.
+    """
+    for reply in replies:
+        reply.wait()
+    if any(reply.is_cancelled for reply in replies):
+        raise TimeoutError("Scoring took longer than it was given.")
+    scores = tuple(
+        ChoiceScore(choice, tuple(reply.logprobs), reply.end_logprob.logprob if reply.end_logprob is not None else None)
+        for choice, reply in zip(choices, replies, strict=True)
+    )
+    usages = [reply.usage for reply in replies]
+    n_prompt = max(usage.n_prompt for usage in usages)
+    return Scored(scores, by, n_prompt, sum(usage.n_computed for usage in usages))
 
 
 def likeliest(choices: Sequence[str], replies: Sequence[Reply]) -> Chosen:

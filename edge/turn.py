@@ -329,13 +329,22 @@ class Turn:
 
     def _score(self, tokens: list[int], answer: str) -> Finished:
         """Have the engine say how likely an answer is, with the token that ends it, behind a thought that is empty."""
-        if self.prompting.reply_parser(tokens).is_thinking:
+        if not isinstance(self._prompt, str) and self.prompting.reply_parser(tokens).is_thinking:
             tokens = [*tokens, *self.prompting.closing_of_thought()[1]]
-        script, end = self.prompting.encode_reply(answer), self.prompting.end_token
+        script = self.prompting.encode_reply(answer)
+        end = None if isinstance(self._prompt, str) else self.prompting.end_token  # a text without a template may go on
         n_most = len(script) if end is None else None
         sampler = ScriptedSampler(script if end is None else [*script, end])
         sampling = Sampling(max_tokens=n_most, max_repeats=0)
-        return self._generate(tokens, sampling, self._show, self._boundaries(tokens), sampler=sampler)
+        finished = self._generate(tokens, sampling, self._show, self._boundaries(tokens), sampler=sampler)
+        if len(finished.tokens) < len(script) and finished.reason == "length":
+            n = len(tokens) + len(script)
+            raise ContextFullError(
+                f"The prompt and this answer have {n:,} tokens, and the context window holds {self.scheduler.n_ctx:,}.",
+                "Shorten the prompt, or load the model with a larger context.",
+                needed=n + 1, n_prompt=n, n_ctx=self.scheduler.n_ctx,
+            )  # fmt: skip
+        return finished
 
     def _prefill(self, tokens: list[int]) -> Finished:
         """Prefill the prefix that later prompts will share. What is stored as a whole is stored at its end."""

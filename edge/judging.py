@@ -1,0 +1,267 @@
+"""What a loaded model finds likely: the part of `Assistant` that generates nothing, and the calls that all parts share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edge.arguments import asked, check_choices, check_messages, check_number
+from edge.batch import Batch
+from edge.engine.generation import SharedPrompt
+from edge.errors import EdgeError, UsageError
+from edge.request import Request, RequestOptions
+from edge.scoring import ORDERS, likeliest, scored
+from edge.types import Message
+
+if TYPE_CHECKING:
+    from edge.conversation.tree import Node
+    from edge.names import CacheHint, Priority
+    from edge.reply import Reply
+    from edge.scoring import Order, Scored
+    from edge.turns import Turns
+    from edge.types import Chosen
+
+    Prompt = Iterable[Message | Node | Mapping[str, object]]
+
+__all__ = ["Judging"]
+
+
+class Judging:
+    """See the module. `Assistant` sets the turns."""
+
+    _turns: Turns
+
+    def choose(
+        self,
+        prompt: str | Prompt,
+        choices: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> Chosen:
+        """Return which of several answers is the likeliest, and how likely each is: `ai.choose("Spam? ...", ["yes", "no"])`.
+
+        Nothing is generated: the model says how likely each answer is as a whole, its end included. The prompt is prefilled
+        once, and no model thinks first. The prompt should name the answers, since a model that would say something else has to
+        choose, too; see `Chosen.total`.
+
+        Args:
+            prompt: as in `generate`.
+            choices: the answers, at least one, as the model would write them.
+            timeout_s, priority, cache_namespace: as in `generate`.
+            cache: as in `generate`; None is "memory", since an answer that is only scored is not worth a file.
+
+        Raises:
+            UsageError: there is no prompt or answer, two answers are the same, or an argument has the wrong type.
+            TimeoutError: it took longer than timeout_s.
+            EdgeError: as `generate`, and what the replies raise.
+        """
+        replies: dict[int, Reply] = {}
+        for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
+            reply.wait()
+            replies[number] = reply
+        return likeliest(choices, [replies[number] for number in range(len(choices))])
+
+    async def achoose(
+        self,
+        prompt: str | Prompt,
+        choices: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> Chosen:
+        """Choose as `choose` does, without blocking the event loop."""
+        replies: dict[int, Reply] = {}
+        async for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
+            await reply
+            replies[number] = reply
+        return likeliest(choices, [replies[number] for number in range(len(choices))])
+
+    def score(
+        self,
+        prompt: str | Prompt,
+        choices: Sequence[str],
+        *,
+        by: Order = "sum",
+        chat: bool = True,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> Scored:
+        """Return how likely each of several continuations is, token by token: `ai.score("The capital of France?", ["Paris"])`.
+
+        Nothing is generated. The prompt is prefilled once, and the continuations are computed side by side.
+
+        Args:
+            prompt: as in `generate`; with `chat=False` a text, as in `complete`.
+            choices: the continuations, at least one: answers as the model would write them, or with `chat=False` texts that
+                follow the prompt as they are, with their blank in front.
+            by: what makes one better than another: "sum" is the probability of the whole answer, its end included; "mean" that
+                of a token on average, for continuations of different lengths.
+            chat: put the prompt into the chat template. False scores a plain text, without its end.
+            timeout_s, priority, cache, cache_namespace: as in `choose`.
+
+        Raises:
+            UsageError: there is no prompt or continuation, two are the same, or an argument has the wrong type.
+            TimeoutError: it took longer than timeout_s.
+            EdgeError: as `generate`, and what the replies raise.
+        """
+        _check_order(by)
+        replies = dict(self._score(prompt, choices, timeout_s, priority, cache, cache_namespace, chat=chat))
+        return scored(choices, [replies[number] for number in range(len(choices))], by)
+
+    async def ascore(
+        self,
+        prompt: str | Prompt,
+        choices: Sequence[str],
+        *,
+        by: Order = "sum",
+        chat: bool = True,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> Scored:
+        """Score as `score` does, without blocking the event loop."""
+        _check_order(by)
+        running = self._score(prompt, choices, timeout_s, priority, cache, cache_namespace, chat=chat)
+        replies = {number: reply async for number, reply in running}
+        return scored(choices, [replies[number] for number in range(len(choices))], by)
+
+    def score_batch(
+        self,
+        items: Iterable[tuple[str | Prompt, Sequence[str]]],
+        *,
+        by: Order = "sum",
+        chat: bool = True,
+        n_at_once: int | None = None,
+        priority: Priority = "background",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> Iterator[tuple[int, Scored | EdgeError]]:
+        """Score the continuations of many prompts, in the background. What prompts have in common is prefilled once.
+
+        Args:
+            items: a prompt and its continuations each, as of `score`; read as it goes.
+            by, chat, cache, cache_namespace: as in `score`.
+            n_at_once: continuations at work at the same time; None is as many as the engine has sequences, and one more.
+            priority: as in `generate`.
+
+        Yields:
+            The number of an item and its scores, as they are ready; the error of one that failed.
+
+        Raises:
+            UsageError: an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        _check_order(by)
+        n_running = self._turns.n_seq + 1 if n_at_once is None else check_number("n_at_once", n_at_once)
+        return self._score_batch(items, by, _scoring_request(None, priority, cache), n_running, cache_namespace, chat=chat)
+
+    def _score_batch(
+        self,
+        items: Iterable[tuple[str | Prompt, Sequence[str]]],
+        by: Order,
+        request: Request,
+        n_running: int,
+        cache_namespace: str | None,
+        *,
+        chat: bool,
+    ) -> Iterator[tuple[int, Scored | EdgeError]]:
+        """Yield as `score_batch` says."""
+        refused: list[tuple[int, EdgeError]] = []
+        places: dict[int, tuple[int, int]] = {}  # of what runs: number of the item, and of its continuation
+        waiting: dict[int, tuple[Sequence[str], dict[int, Reply]]] = {}
+
+        def pairs() -> Iterator[tuple[int, tuple[str | list[Message], Request]]]:
+            key = 0
+            for number, (prompt, choices) in enumerate(items):
+                try:
+                    check_choices(choices)
+                    found = self._scorable(prompt, chat=chat)
+                except UsageError as error:
+                    refused.append((number, error))
+                    continue
+                waiting[number] = choices, {}
+                shared = SharedPrompt()
+                for index, choice in enumerate(choices):
+                    places[key] = number, index
+                    yield key, (found, replace(request, answer=choice, shared=shared))
+                    key += 1
+
+        self._turns.check_open()
+        for key, reply in Batch(pairs(), lambda pair: self._answer(*pair, cache_namespace), n_running):
+            number, index = places.pop(key)
+            choices, replies = waiting[number]
+            replies[index] = reply
+            if len(replies) == len(choices):
+                del waiting[number]
+                try:
+                    yield number, scored(choices, [replies[one] for one in range(len(choices))], by)
+                except EdgeError as error:
+                    yield number, error
+            while refused:
+                yield refused.pop(0)
+        yield from refused
+
+    def _score(
+        self,
+        prompt: str | Prompt,
+        choices: Sequence[str],
+        timeout_s: float | None,
+        priority: Priority,
+        cache: CacheHint | None,
+        cache_namespace: str | None,
+        *,
+        chat: bool = True,
+    ) -> Batch:
+        """Have the engine score each answer, a few at a time."""
+        check_choices(choices)
+        found, request = self._scorable(prompt, chat=chat), _scoring_request(timeout_s, priority, cache)
+        request = replace(request, shared=SharedPrompt())
+        began, timeout_s = time.monotonic(), request.timeout_s
+
+        def start(choice: str) -> Reply:
+            left_s = None if timeout_s is None else max(1e-3, began + timeout_s - time.monotonic())
+            return self._answer(found, replace(request, answer=choice, timeout_s=left_s), cache_namespace)
+
+        self._turns.check_open()
+        return Batch(enumerate(choices), start, self._turns.n_seq + 1)
+
+    def _scorable(self, prompt: str | Prompt, *, chat: bool) -> str | list[Message]:
+        """Return the prompt of continuations: messages, or a text as it is."""
+        if chat:
+            return self._with_system(prompt)
+        if not isinstance(prompt, str) or not prompt:
+            raise UsageError("Without the chat template, a prompt is a text.", "Give a text of at least one character.")
+        return prompt
+
+    def _answer(self, prompt: str | Sequence[Message], request: Request, cache_namespace: str | None) -> Reply:
+        turns = self._turns
+        turns.check_cache(request.cache)
+        request = replace(request, prompt=prompt, namespace=turns.namespace_of(cache_namespace))
+        return turns.start(turns.make(request), self)
+
+    def _with_system(self, prompt: str | Prompt) -> list[Message]:
+        """Return the messages of a prompt, with the assistant's system prompt if they have none."""
+        messages = check_messages(prompt)
+        return messages if messages[0].role == "system" else [*self._turns.prompting.system_message(""), *messages]
+
+
+def _scoring_request(timeout_s: float | None, priority: Priority, cache: CacheHint | None) -> Request:
+    """Return what every continuation is scored with. What is only scored is not worth a file."""
+    options: RequestOptions = {"timeout_s": timeout_s, "priority": priority, "cache": cache, "think": False}
+    request = asked(None, options)
+    return replace(request, cache=request.cache or "memory", n_logprobs=0)
+
+
+def _check_order(by: object) -> None:
+    if by not in ORDERS:
+        raise UsageError(f"by cannot be {by!r}.", f"Use {' or '.join(map(repr, ORDERS))}.")
