@@ -12,7 +12,7 @@ from edge_cli import output
 if TYPE_CHECKING:
     from edge.catalog import DownloadProgress
 
-__all__ = ["ConvertProgress", "PullProgress", "TokenProgress"]
+__all__ = ["ConvertProgress", "CountProgress", "PullProgress", "TokenProgress"]
 
 _WORDS = {
     "connect": "Looking for",
@@ -165,6 +165,45 @@ class TokenProgress(_Progress):
             transient=True,
         )
         return bar, bar.add_task("Processing the prompt", total=None, visible=False)
+
+
+class CountProgress(_Progress):
+    """Shows how many of many things are done, and the time left: a bar on a terminal, a line a minute elsewhere.
+
+    Args:
+        what: what is done to them, such as "answered".
+        total: how many there are.
+        done: how many were done before.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        super().__init__()
+        self._what, self._total, self._done, self._n_before = what, total, done, done
+        self._began = self._said_at = time.monotonic()
+
+    def step(self) -> None:
+        """Note that one more is done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+        elif (now := time.monotonic()) - self._said_at >= _NOTE_S:
+            self._said_at = now
+            left_s = (now - self._began) / (self._done - self._n_before) * (self._total - self._done)
+            output.note(f"{self._done:,} of {self._total:,} {self._what}, {_clock(left_s)} left")
+
+    def _open(self) -> tuple[Any, Any]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        return bar, bar.add_task(self._what, total=self._total, completed=self._done)
 
 
 def _clock(seconds: float) -> str:

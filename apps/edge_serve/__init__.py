@@ -8,6 +8,7 @@ sampling.py    how tokens are chosen; client.py, notices that a client has gone
 bodies.py      bodies, read within bounds; limits.py, the bounds
 security.py    Host, Origin and keys; keys.py, the keys
 errors.py      what goes wrong; dialects.py, how each protocol writes it
+batch.py       files of requests (OpenAI's batches); inside.py, the application asked without a socket
 metrics.py     counters for Prometheus; access.py, the access log; state.py, health and metrics
 tracing.py     spans for OpenTelemetry, if they are asked for
 status.py      the page at `/`, page.html, and what it shows
