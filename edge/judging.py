@@ -197,7 +197,7 @@ class Judging:
                     key += 1
 
         self._turns.check_open()
-        for key, reply in Batch(pairs(), lambda pair: self._answer(*pair, cache_namespace), n_running):
+        for key, reply in Batch(pairs(), lambda pair: self._answer(pair[0], pair[1], cache_namespace), n_running):
             number, index = places.pop(key)
             choices, replies = waiting[number]
             replies[index] = reply
