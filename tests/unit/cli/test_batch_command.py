@@ -179,25 +179,25 @@ def test_two_processes_do_not_write_one_file(call: Any, app: Any, tmp_path: Path
 @pytest.mark.model
 def test_after_kill_9_the_answers_are_those_of_single_runs(model_path: Path, tmp_path: Path) -> None:
     question = "Here is a list of harbours, with notes on each of them and on the ships that call there. " * 8
-    requests = [ask(str(n), f"{question} What is number {n}?", max_tokens=24, temperature=0) for n in range(8)]
+    requests = [ask(str(n), f"{question} What is number {n}?", max_tokens=12, temperature=0) for n in range(6)]
     file, out = write(tmp_path / "in.jsonl", *requests), tmp_path / "out.jsonl"
     command = [sys.executable, "-c", MAIN, "batch", str(file), "--out", str(out), "-m", str(model_path), "--threads", "1"]
     killed = subprocess.Popen(command, stderr=subprocess.PIPE)
     until = time.monotonic() + WAIT_S
-    while not (out.exists() and out.read_bytes().count(b"\n") >= 3):
+    while not (out.exists() and out.read_bytes().count(b"\n") >= 2):
         assert killed.poll() is None, killed.stderr.read() if killed.stderr else ""
         assert time.monotonic() < until
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     n_before = out.read_bytes().count(b"\n")
-    assert 3 <= n_before < 8
+    assert 2 <= n_before < 6
     rest = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     assert json.loads(rest.stdout)["n_before"] == n_before
     answers = read(out)
-    assert [one["custom_id"] for one in answers] == [str(n) for n in range(8)]
+    assert [one["custom_id"] for one in answers] == [str(n) for n in range(6)]
     settings = edge.load_settings({"kv.exact": True, "kv.enabled": False})
-    for number in (0, 2, n_before, 7):
+    for number in (0, n_before, 5):
         with edge.load(str(model_path), threads=1, settings=settings) as alone:
-            single = alone.generate(requests[number]["body"]["messages"], max_tokens=24, temperature=0).wait()
+            single = alone.generate(requests[number]["body"]["messages"], max_tokens=12, temperature=0).wait()
         assert said(answers[number]) == single
