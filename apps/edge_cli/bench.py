@@ -80,6 +80,7 @@ def bench(app: App, models: tuple[str, ...], **options: Any) -> int:
     from edge.bench.candidates import Grid, find_candidates
     from edge.bench.run import Options, run_bench
 
+    output.check_target(options["plot_file"])
     settings = app.settings()
     artifacts = find_models(app, settings, models, options["backends"])
     device = app.probe()

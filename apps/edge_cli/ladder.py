@@ -99,6 +99,8 @@ def ladder(app: App, model: str | None, **options: Any) -> int:
     from edge.files import make_private_dir
 
     _check_plot(options["plot_file"])
+    output.check_target(options["plot_file"])
+    output.check_target(options["markdown"])
     _check_backends(options["backends"])
     settings = app.settings()
     work = next((one for one in WORKS if one.name == options["extent"]), None)
@@ -146,9 +148,8 @@ def _check_backends(names: Sequence[str]) -> None:
 
     for name in names:
         if name not in ENGINES:
-            raise click.UsageError(
-                f"There is no backend {name}. Known here: {', '.join(ENGINES)}.", click.get_current_context()
-            )
+            known = [row.name for row in ENGINES.values() if row.is_automatic]
+            raise click.UsageError(f"There is no backend {name}. Known here: {', '.join(known)}.", click.get_current_context())
 
 
 def _remove_abandoned(cache_dir: Path) -> None:

@@ -237,6 +237,22 @@ def error(message: str, hint: str = "") -> None:
         note(_DIRECTIONS.sub("", plain(hint)))
 
 
+def check_target(path: Path | None) -> None:
+    """Refuse a file to write, before minutes of work for it.
+
+    Raises:
+        StorageError: its folder is missing, or nothing can be written there.
+    """
+    from edge.errors import StorageError
+
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise StorageError(f"{path} cannot be written: there is no folder {path.parent}.", "Make it, or choose another place.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise StorageError(f"{path} cannot be written: permission denied.", "Choose another place.")
+
+
 def write_file(path: Path, text: str) -> None:
     """Write a file that the user named.
 

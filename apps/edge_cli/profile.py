@@ -66,6 +66,7 @@ def profile(app: App, prompt: tuple[str, ...], **options: Any) -> int:
     from edge.bench.trace import Trace
     from edge_cli.prompt import read_prompt
 
+    output.check_target(options["trace_file"])
     settings = settings_from(app, options, {"sampling.max_tokens": _MAX_TOKENS})
     words = prompt or (_PROMPT,)
     text, attachments = read_prompt(words, options["files"], use_stdin=bool(prompt), is_chatty=False)

@@ -73,6 +73,8 @@ def serve(app: App, models: tuple[str, ...], log_form: str, as_json: bool, **opt
             "The server's packages are not installed.", "Install them: pip install 'edge-assistant[server]'"
         )
     require_exclusive(("MODEL", models), ("--model", options["model"]))
+    require_exclusive(("--port", options["port"]), ("--socket", options["socket"]))
+    require_exclusive(("--host", options["host"]), ("--socket", options["socket"]))
     settings = settings_from(app, options | {"model": models[0]} if models else options)
     for name in dict.fromkeys((settings.model, *models)):
         check_reference(name, settings)

@@ -93,6 +93,13 @@ def test_table_and_picture(call: Call, model: Path, tmp_path: Path, bandwidth: N
 
 def test_a_folder_that_is_not_there(call: Call, model: Path, tmp_path: Path, bandwidth: None) -> None:
     done = call("bench", str(model), "--backend", "fake", "--plot", str(tmp_path / "no" / "bench.svg"), *QUICK)
+    assert (done.code, done.out) == (1, "")  # before minutes of measuring
+    assert "there is no folder" in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_picture_that_fails_after_all(call: Call, model: Path, bandwidth: None) -> None:
+    done = call("bench", str(model), "--backend", "fake", "--plot", "/dev/full", *QUICK)
     assert done.code == 1
     assert "cannot be written" in done.err
     assert "\nTiny  " in done.out  # what took minutes is not lost

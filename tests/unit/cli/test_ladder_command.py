@@ -65,6 +65,8 @@ def test_a_table_with_what_was_not_tried(call: Call, tmp_path: Path) -> None:
     ("arguments", "code", "said"),
     [
         (("--plot", "ladder.png"), 2, "is not an SVG file"),
+        (("--plot", "nowhere/ladder.svg"), 1, "there is no folder nowhere"),
+        (("--markdown", "nowhere/ladder.md"), 1, "there is no folder nowhere"),
         (("--backend", "nothing"), 2, "There is no backend nothing"),
         (("nowhere.gguf", "--backend", "nothing"), 2, "There is no backend nothing"),  # before a model is fetched
         (("--minutes", "0"), 2, "--minutes"),

@@ -90,10 +90,17 @@ def test_a_trace_is_written(call: Call, fake_app: Callable[..., App], tmp_path: 
     assert found["otherData"]["advice"]
 
 
-def test_a_trace_that_cannot_be_written_is_an_error_after_the_result(
+def test_a_folder_for_the_trace_that_is_missing_is_an_error_before_the_model_is_loaded(
     call: Call, fake_app: Callable[..., App], tmp_path: Path
 ) -> None:
     done = call("profile", "hello", "--trace", str(tmp_path / "no" / "turn.json"), app=fake_app())
+    assert (done.code, done.out) == (1, "")
+    assert "there is no folder" in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_trace_that_cannot_be_written_is_an_error_after_the_result(call: Call, fake_app: Callable[..., App]) -> None:
+    done = call("profile", "hello", "--trace", "/dev/full", app=fake_app())
     assert done.code == 1
     assert "What to change" in done.out
     assert "cannot be written" in done.err

@@ -227,6 +227,14 @@ def test_an_unknown_model_ends_the_command_before_it_listens(arguments: list[str
     assert captured.out == ""
 
 
+@pytest.mark.parametrize("option", ["--port", "--host"])
+def test_a_socket_has_neither_host_nor_port(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from edge_cli.main import run
+
+    assert run(["serve", "--socket", "x", option, "0"]) == 2
+    assert f"{option} and --socket exclude each other" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_said_once() -> None:
     with serving() as server, pytest.raises(UsageError, match="cannot be listened on") as caught:
         from edge.config.schema import ServerSettings
