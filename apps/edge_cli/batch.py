@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.units import duration_text
+from edge.units import duration_text, plural
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.group import examples
@@ -254,7 +254,8 @@ def _report(work: _Work, out: Path, errors: Path, seconds: float, *, is_interrup
         return
     before = f", {work.n_before:,} were answered before" if work.n_before else ""
     output.note(
-        f"{n_new:,} answers in {duration_text(seconds)}, {work.n_generated / max(seconds, 1e-9):.1f} tokens/s{before}: {out}"
+        f"{plural(n_new, 'answer')} in {duration_text(seconds)}, {work.n_generated / max(seconds, 1e-9):.1f} tokens/s{before}: "
+        f"{out}"
     )
     if n_failed:
         output.note(f"{n_failed:,} failed: {errors} says why. The same command tries them again.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from edge.units import duration_text
+from edge.units import duration_text, plural
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.group import examples
@@ -93,7 +93,7 @@ def score(app: App, file: Path, **options: Any) -> int:
         elif n_done > n_before:
             rate = (n_done - n_before) / seconds
             output.note(
-                f"{n_done - n_before:,} prompts in {duration_text(seconds)} ({rate:.1f} a second), {n_failed:,} failed."
+                f"{plural(n_done - n_before, 'prompt')} in {duration_text(seconds)} ({rate:.1f} a second), {n_failed:,} failed."
             )
         else:
             output.note("There is nothing left to score.")

@@ -90,9 +90,7 @@ def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow) -> 
         if name not in KV_BLOCKS:
             raise UsageError(f"There is no KV type {name!r}.", f"Use one of: {', '.join(KV_BLOCKS)}.")
         if row.kv_types and name not in row.kv_types:
-            raise UsageError(
-                f"{row.title} cannot store a KV cache as {name}.", f"It knows {' and '.join(row.kv_types)}: --kv-type f16"
-            )
+            raise UsageError(f"{row.title} cannot store a KV cache as {name}.", f"Use one of: {', '.join(row.kv_types)}.")
         if width % KV_BLOCKS[name][0]:
             raise UsageError(
                 f"{artifact.name} cannot store its KV cache as {name}: its heads are {width} numbers wide, and {name} "
