@@ -135,7 +135,7 @@ class _Reader:
                 raise self._error(f"is {what}", hint)
         if start[8:9] == b"{":
             raise self._error("is a safetensors file, not GGUF", _NEEDS_GGUF)
-        raise self._error("is not a GGUF file, whatever its name says", "Download the model again, or give another file.")
+        raise self._error("is not a GGUF file, whatever its name says", "Download it again, or give another file.")
 
     def _check_count(self, count: int, least_bytes: int, limit: int, what: str) -> None:
         if count > limit:
