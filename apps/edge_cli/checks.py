@@ -179,6 +179,17 @@ def check_conversations(settings: Settings) -> Iterator[Check]:
         yield Check("conversations", "ok", f"{n_conversations:,} in {path}")
 
 
+def _is_here(settings: Settings) -> bool:
+    """Return whether the default model itself is on this device."""
+    from edge.catalog import resolve
+
+    try:
+        resolve(settings.model, settings=settings, download=False)
+    except EdgeError:
+        return False
+    return True
+
+
 def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]:
     """Check that the default model is here and fits."""
     from edge.catalog import load_catalog
@@ -189,6 +200,10 @@ def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]
         entry = load_catalog(settings).get(settings.model)
         if entry is None or settings.hub.offline:
             raise
+        if _is_here(settings):  # so it is its draft model or an adapter that is missing
+            can_fetch = settings.engine.draft or any(one.startswith("hf:") for one in settings.engine.lora)
+            yield Check("model", "note" if can_fetch else "broken", error.message, error.hint)
+            return
         yield Check("model", "note", f"{settings.model} will be downloaded on first use.", error.hint)
         return
     artifact, memory = made.artifact, made.memory

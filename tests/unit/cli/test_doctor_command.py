@@ -186,6 +186,15 @@ def test_doctor_without_the_default_model(call: Any, monkeypatch: pytest.MonkeyP
     assert findings(call, app, 1)["model"]["state"] == "broken"
 
 
+def test_doctor_with_an_adapter_that_is_missing(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.catalog.resolve", lambda *_, **__: None)  # the model itself is here
+    app = doctor_app(plan=ModelNotFoundError("There is no adapter nope.gguf.", "Give another."))
+    found = findings(call, app, 1)["model"]
+    assert (found["state"], found["text"], found["hint"]) == ("broken", "There is no adapter nope.gguf.", "Give another.")
+    monkeypatch.setenv("EDGE_ENGINE_LORA", '["hf:owner/adapter"]')
+    assert findings(call, app, 0)["model"]["state"] == "note"  # downloaded when it is used
+
+
 def test_doctor_with_a_model_that_does_not_fit(call: Any) -> None:
     found = findings(call, doctor_app(plan=ModelTooLargeError("It takes 90 GB.", "Use a smaller one.")), 1)
     assert (found["model"]["text"], found["model"]["hint"]) == ("It takes 90 GB.", "Use a smaller one.")
