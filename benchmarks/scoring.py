@@ -2,7 +2,7 @@
 """Measure scoring: prompts a second with a shared prefix, side by side, against one at a time and against transformers.
 
     EDGE_TEST_MODEL=model.gguf python benchmarks/scoring.py [--prompts 48] [--prefix 500] [--parallel 8] [--rounds 3]
-        [--checkpoint FOLDER] [--json FILE]
+        [--transformers] [--json FILE]
 
 Each prompt is a shared text of about --prefix tokens (instructions and examples of a classifier), a review of its own, and the
 choices "good" and "bad". The ways, which alternate in every round:
@@ -10,8 +10,8 @@ choices "good" and "bad". The ways, which alternate in every round:
 - batch: `Assistant.score_batch`, the shared prefix computed once;
 - one at a time: `Assistant.score` for each, which finds the prefix in the KV cache;
 - naive: each prompt with each choice computed from its first token, as without a KV cache;
-- transformers: the checkpoint in float32 on the same threads, each prompt with its choices as a padded batch; only with
-  --checkpoint, which --save makes of the GGUF (its weights, dequantised).
+- transformers: the same weights, dequantised to float32, on as many threads, each prompt with its choices as a batch; only with
+  --transformers.
 
 Processor seconds are those of all threads: other work on the machine does not count. The largest difference between logprobs
 of the ways is printed, too: their kernels round differently.
@@ -78,14 +78,14 @@ def naive(ai: Assistant, prompts: list[str]) -> Scores:
     return found
 
 
-def with_transformers(folder: Path, n_threads: int) -> Callable[[list[str]], Scores]:
+def with_transformers(path: Path, n_threads: int) -> Callable[[list[str]], Scores]:
     """Return a function that scores with transformers: one prompt with its choices at a time."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(n_threads)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     model.train(False)
 
     def score(prompts: list[str]) -> Scores:
@@ -105,15 +105,6 @@ def with_transformers(folder: Path, n_threads: int) -> Callable[[list[str]], Sco
     return score
 
 
-def save(model: str, folder: Path) -> None:
-    """Make a checkpoint of a GGUF's weights."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = Path(model)
-    AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
-
-
 def difference(one: Scores, other: Scores) -> float:
     """Return the largest difference between two ways' logprobs."""
     return max(abs(a - b) for number in one for a, b in zip(one[number], other[number], strict=True))
@@ -130,12 +121,9 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--save", action="store_true", help="make the checkpoint of the GGUF first")
+    parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.save:
-        save(options.model, options.checkpoint)
     settings = edge.load_settings({"kv.enabled": False})
     with edge.load(
         options.model, backend="llamacpp", context=4096, parallel=options.parallel, threads=options.threads, settings=settings
@@ -147,8 +135,8 @@ def main() -> None:
             "one at a time": lambda prompts: one_at_a_time(ai, prompts),
             "naive": lambda prompts: naive(ai, prompts),
         }
-        if options.checkpoint is not None:
-            ways["transformers"] = with_transformers(options.checkpoint, n_threads)
+        if options.transformers:
+            ways["transformers"] = with_transformers(Path(options.model), n_threads)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         processor: dict[str, list[float]] = {name: [] for name in ways}
         scores: dict[str, Scores] = {}
@@ -162,7 +150,7 @@ def main() -> None:
                 processor[name].append((time.process_time() - began_cpu) / len(prompts))
                 print(f"round {n_round + 1}: {name:14} {1 / seconds[name][-1]:8.2f} prompts a second", file=sys.stderr)
                 if n_round == options.rounds - 1:
-                    scores[name] = found if asked is prompts else way(prompts)
+                    scores[name] = way(prompts) if name in ("batch", "one at a time") else found
         rates = {name: 1 / statistics.median(times) for name, times in seconds.items()}
         result: dict[str, Any] = {
             "model": ai.model_name,
