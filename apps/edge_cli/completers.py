@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 __all__ = [
     "complete_backend",
     "complete_conversation",
+    "complete_file",
     "complete_kv_type",
     "complete_local_model",
     "complete_model",
@@ -29,6 +30,11 @@ def _completer(find: Callable[[], Iterable[tuple[str, str]]]) -> Callable[[click
             return []
 
     return complete
+
+
+def complete_file(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
+    """Let the shell propose files and folders."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def _catalogue() -> Iterable[tuple[str, str]]:

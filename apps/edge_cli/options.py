@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge.names import ACCELERATORS
-from edge_cli.completers import complete_backend, complete_kv_type, complete_model, complete_role, complete_setting
+from edge_cli.completers import (
+    complete_backend,
+    complete_file,
+    complete_kv_type,
+    complete_model,
+    complete_role,
+    complete_setting,
+)
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -64,6 +71,7 @@ _MODEL = [
         "--lora",
         metavar="FILE[:SCALE]",
         multiple=True,
+        shell_complete=complete_file,
         help="Apply a LoRA adapter of the model: a GGUF file, a folder that peft saved, or hf:OWNER/REPO; may be repeated.",
     ),
     click.option("--gpu-layers", metavar="N", help="Layers on the accelerator; -1 for all."),

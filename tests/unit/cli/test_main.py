@@ -317,6 +317,15 @@ def complete(line: str) -> list[str]:
     return [answer.partition(",")[2] for answer in done.stdout.splitlines()]
 
 
+def test_the_shell_proposes_files_for_an_adapter() -> None:
+    from click.shell_completion import BashComplete
+
+    from edge_cli.main import cli
+
+    found = BashComplete(cli, {}, "edge", "_EDGE_COMPLETE").get_completions(["run", "--lora"], "pir")
+    assert [(item.type, item.value) for item in found] == [("file", "pir")]
+
+
 def test_completion_offers_commands_options_and_settings() -> None:
     assert complete("edge mo") == ["models"]
     assert "--temperature" in complete("edge run --te")
