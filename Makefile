@@ -21,6 +21,7 @@ chat: install  ## Set up everything and open a terminal chat with the embedded m
 test: install-dev install-ecosystem model  ## Set up everything, check the code and run all tests.
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
+	@$(BIN)/edge models pull all-minilm-l6-v2 --quiet
 	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
 	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
 		sh tools/run_tests.sh $(BIN)/python $(ARGS)

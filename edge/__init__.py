@@ -8,6 +8,7 @@ Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; dialogue.py, a stored conversation with it
 loading.py    from a name to a loaded model; planning.py, from a name to a plan
+embedding/    texts as vectors
 asking.py     what it answers without one; judging.py, how likely it finds answers; responding.py, answers as values;
               batch.py, many prompts; scoring.py, how likely given answers are
 runtime.py    several models under one memory budget; testing.py, a fake model for the tests of programs
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from edge.conversation.store import ConversationStore
     from edge.conversation.tree import Attachment, ConversationInfo, Node
     from edge.dialogue import Conversation
+    from edge.embedding.base import Embeddings
+    from edge.embedding.loading import embed
     from edge.functions import tool
     from edge.loading import aload, load, plan_model
     from edge.plan.receipt import Plan
@@ -66,6 +69,7 @@ __all__ = [
     "Conversation",
     "ConversationInfo",
     "ConversationStore",
+    "Embeddings",
     "Message",
     "ModelInfo",
     "Node",
@@ -84,6 +88,7 @@ __all__ = [
     "Usage",
     "__version__",
     "aload",
+    "embed",
     "errors",
     "events",
     "load",
@@ -106,6 +111,8 @@ __getattr__, __dir__ = lazy_names(
         "edge.conversation.store": ("ConversationStore",),
         "edge.conversation.tree": ("Attachment", "ConversationInfo", "Node"),
         "edge.dialogue": ("Conversation",),
+        "edge.embedding.base": ("Embeddings",),
+        "edge.embedding.loading": ("embed",),
         "edge.errors": ("errors",),
         "edge.events": ("events",),
         "edge.functions": ("tool",),

@@ -17,6 +17,7 @@ from edge.types import Message, Sampling, kind_of
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edge.embedding.base import Embeddings
     from edge.judging import Prompt
     from edge.reply import Reply
     from edge.types import PromptSize
@@ -173,6 +174,22 @@ class Asking(Judging):
         import asyncio
 
         return await asyncio.to_thread(self.count, prompt, **options)
+
+    def embed(
+        self, texts: str | Sequence[str], model: str | None = None, *, dimensions: int | None = None, truncate: bool = False
+    ) -> Embeddings:
+        """Return a vector for each text, from a model for embeddings beside this one. Args and errors: see `edge.embed`."""
+        from edge.embedding.loading import embed
+
+        return embed(texts, model, dimensions=dimensions, truncate=truncate)
+
+    async def aembed(
+        self, texts: str | Sequence[str], model: str | None = None, *, dimensions: int | None = None, truncate: bool = False
+    ) -> Embeddings:
+        """Return a vector for each text, as `embed`, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.embed, texts, model, dimensions=dimensions, truncate=truncate)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text for this model, without special ones.

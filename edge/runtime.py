@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edge.embedding.loading import EmbedderCache, load_embedder
 from edge.errors import BackendError, BusyError, ModelTooLargeError, UsageError
 from edge.loading import load, plan_model
 from edge.units import size_text
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from edge.assistant import Assistant
     from edge.config.schema import Settings
+    from edge.embedding.base import Embeddings
+    from edge.embedding.embedder import Embedder, Input, OnEmbedded
     from edge.plan.receipt import Plan
 
 __all__ = ["LoadedModel", "Runtime"]
@@ -64,7 +67,7 @@ class Runtime:
         settings: of all models, as in `edge.load`.
         memory_gb: memory that all of them may take together, in GB (10^9 bytes); None is what is available when one is loaded.
         idle_s: unload a model that was not used for so long, in seconds; None keeps it until another one needs its memory.
-        load, plan: instead of `edge.load` and `edge.plan_model`, for tests.
+        load, plan, load_embedder: instead of `edge.load`, `edge.plan_model` and `edge.embedding.load_embedder`, for tests.
 
     Raises:
         UsageError: a number is not above 0.
@@ -78,6 +81,7 @@ class Runtime:
         idle_s: float | None = None,
         load: Callable[..., Assistant] = load,
         plan: Callable[..., Plan | None] = plan_model,
+        load_embedder: Callable[..., Embedder] = load_embedder,
     ) -> None:
         for name, value in (("memory_gb", memory_gb), ("idle_s", idle_s)):
             if value is not None and not value > 0:
@@ -85,6 +89,7 @@ class Runtime:
         self._settings, self._load, self._plan = settings, load, plan
         self._budget = None if memory_gb is None else int(memory_gb * 1e9)
         self._idle_s = idle_s
+        self._embedders = EmbedderCache(settings, load=load_embedder)
         self._models: dict[str, LoadedModel] = {}
         self._other_names: dict[str, str] = {}  # of loaded models: a path, or an alias
         self._loading: dict[str, Future[None]] = {}
@@ -135,6 +140,25 @@ class Runtime:
         finally:
             self._give_back(model)
 
+    def embed(
+        self,
+        texts: Input | Sequence[Input],
+        model: str | None = None,
+        *,
+        dimensions: int | None = None,
+        truncate: bool = False,
+        download: bool = True,
+        on_progress: OnEmbedded | None = None,
+    ) -> Embeddings:
+        """Return a vector for each text; the model stays loaded until the runtime is closed or a third one is asked for.
+
+        Args and errors: see `edge.embed`; `download` fetches the model if it is not here.
+        """
+        if self._is_closed:
+            raise BackendError("This runtime is closed.", "Make another one.")
+        embedder = self._embedders.get(model, download=download)
+        return embedder.embed(texts, dimensions=dimensions, truncate=truncate, on_progress=on_progress)
+
     def unload(self, name: str, *, only_idle: bool = False) -> bool:
         """Unload a model, whose running replies are stopped. Blocks until its memory is free.
 
@@ -176,6 +200,7 @@ class Runtime:
             self._changed.notify_all()
         for model in models:
             model.assistant.close()
+        self._embedders.close()
 
     def __enter__(self) -> Runtime:
         return self
@@ -296,6 +321,7 @@ class Runtime:
                 if any(model.path == path for model in self._models.values()):
                     return 0, path
                 held = sum(model.memory_bytes for model in self._models.values())
+            held += self._embedders.memory_bytes
             if self._budget is not None and needed > self._budget:
                 raise ModelTooLargeError(
                     f"{name} needs {size_text(needed)}; all models together may take {size_text(self._budget)}.",

@@ -533,7 +533,9 @@ def _with_models(error: ContextFullError, n_ctx_train: int) -> ContextFullError:
 
     shipped_file = shipped("catalog.toml")
     entries = read_catalog(shipped_file).values() if shipped_file is not None else ()
-    able = sorted((e.parameters or 0, e.name) for e in entries if (e.context or 0) >= error.needed and not e.base)
+    able = sorted(
+        (e.parameters or 0, e.name) for e in entries if (e.context or 0) >= error.needed and not (e.base or e.embeddings)
+    )
     why = f"This model was trained for {n_ctx_train:,} tokens"
     other = f"{why}; {able[0][1]} was for more (--context {error.needed})." if able else f"{why}."
     return error.reworded(error.message, f"{error.hint} {other}")

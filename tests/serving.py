@@ -21,6 +21,7 @@ from edge.runtime import Runtime
 from edge_serve.offer import Offer
 from edge_serve.server import Server, make_service, open_socket, url_of
 from edge_serve.service import Service
+from tests.tiny_embedding import load_hashed
 
 WAIT_S = 60.0
 
@@ -140,7 +141,9 @@ def serving(
             backends[name], window=settings.window, max_waiting=settings.engine.max_waiting, sampling=settings.sampling
         )
 
-    with Runtime(settings=all_settings, idle_s=chosen.idle_s, load=load, plan=lambda *_, **__: None) as runtime:
+    with Runtime(
+        settings=all_settings, idle_s=chosen.idle_s, load=load, plan=lambda *_, **__: None, load_embedder=load_hashed
+    ) as runtime:
         service = make_service(all_settings, runtime)
         service.offer = Offer(
             all_settings,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edge.conversation import ConversationStore
     from edge.device import DeviceProfile
     from edge.device.sensors import Readings
+    from edge.embedding import Embedder
     from edge.kv.store import BlockStore
     from edge.plan import Plan
     from edge.runtime import Runtime
@@ -27,15 +28,17 @@ def _lazy(module: str, name: str) -> Callable[..., Any]:
 
 
 _load, _plan, _probe = _lazy("edge", "load"), _lazy("edge", "plan_model"), _lazy("edge.device", "probe")
+_load_embedder = _lazy("edge.embedding", "load_embedder")
 
 
 @dataclass(frozen=True)
 class App:
-    """The runtime: `edge.load`, `edge.plan_model`, `edge.device.probe` and a reading of the sensors."""
+    """The runtime: `edge.load`, `edge.plan_model`, `edge.device.probe`, `load_embedder` and a reading of the sensors."""
 
     load: Callable[..., Assistant] = _load
     plan: Callable[..., Plan] = _plan
     probe: Callable[[], DeviceProfile] = _probe
+    embedder: Callable[..., Embedder] = _load_embedder
     sense: Callable[[], Readings] = lambda: _lazy("edge.device.sensors", "Sensors")().read()
 
     def settings(self, flags: Mapping[str, object] | None = None, flag_names: Mapping[str, str] | None = None) -> Settings:
@@ -62,6 +65,7 @@ class App:
             idle_s=settings.server.idle_s,
             load=self.load,
             plan=self.plan,
+            load_embedder=self.embedder,
         )
 
     def store(self, settings: Settings) -> ConversationStore:

@@ -20,6 +20,7 @@ COMMANDS = {
     "run": Entry("edge_cli.run:run", "Answer one prompt and exit."),
     "batch": Entry("edge_cli.batch:batch", "Answer a file of requests (OpenAI's batch format)."),
     "score": Entry("edge_cli.score:score", "Say how likely given answers are, for each line of a file."),
+    "embed": Entry("edge_cli.embed:embed", "Turn texts into vectors, for search and comparison."),
     "serve": Entry("edge_cli.serve:serve", "Serve models to other programs, over HTTP."),
     "models": Entry("edge_cli.models:models", "List, download, show, name and remove models."),
     "convert": Entry("edge_cli.convert:convert", "Convert a checkpoint to GGUF, ONNX or Core ML."),

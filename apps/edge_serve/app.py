@@ -19,9 +19,10 @@ from edge_serve.call import Call, Caller, Record
 from edge_serve.dialects import dialect_of
 from edge_serve.errors import ApiError, ClientGoneError, from_edge
 from edge_serve.ollama import chat as ollama_chat
+from edge_serve.ollama import embed as ollama_embed
 from edge_serve.ollama import generate as ollama_generate
 from edge_serve.ollama import models as ollama_models
-from edge_serve.openai import adapters, chat, completions, models, responses, tokens
+from edge_serve.openai import adapters, chat, completions, embeddings, models, responses, tokens
 
 if TYPE_CHECKING:
     from edge_serve.security import Guard
@@ -56,9 +57,9 @@ ROUTES: list[tuple[str, str, Handle]] = [
     ("GET", "/api/ps", ollama_models.ps),
     ("POST", "/api/show", ollama_models.show),
     ("GET", "/api/version", ollama_models.version),
-    ("POST", "/api/embed", ollama_models.embed),
-    ("POST", "/api/embeddings", ollama_models.embed),
-    ("POST", "/v1/embeddings", ollama_models.embed),
+    ("POST", "/api/embed", ollama_embed.embed),
+    ("POST", "/api/embeddings", ollama_embed.embed_one),
+    ("POST", "/v1/embeddings", embeddings.create),
     *((method, f"/api/{name}", ollama_models.not_offered) for method, name in _MANAGING),
     ("GET", "/lora-adapters", adapters.list_all),
     ("POST", "/tokenize", tokens.tokenize),

@@ -20,6 +20,7 @@ __all__ = [
     "SEND_S",
     "STOPS",
     "STOP_CHARS",
+    "TEXTS",
     "TOOLS",
 ]
 
@@ -61,6 +62,7 @@ LOADING_S = 120.0
 
 CHOICES = 8
 TOOLS = 128
+TEXTS = 2048
 MESSAGES = 4096
 STOPS = 4
 STOP_CHARS = 256

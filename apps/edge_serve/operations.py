@@ -10,9 +10,10 @@ from edge_serve import described
 from edge_serve.anthropic import described as anthropic
 from edge_serve.anthropic import wire as anthropic_wire
 from edge_serve.ollama import described as ollama
+from edge_serve.ollama import embed as ollama_embed
 from edge_serve.ollama import wire as ollama_wire
 from edge_serve.openai import described as openai
-from edge_serve.openai import response_wire, tokens
+from edge_serve.openai import embeddings, response_wire, tokens
 from edge_serve.openai import wire as openai_wire
 
 __all__ = ["OPERATIONS", "Operation"]
@@ -131,9 +132,15 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/api/ps"): Operation("Ollama", "List the models that are loaded.", answers=ollama.Running),
     ("POST", "/api/show"): Operation("Ollama", "Describe a model.", ollama_wire.ModelRequest, ollama.Shown),
     ("GET", "/api/version"): Operation("Ollama", "Give the version of this server.", answers=ollama.Version),
-    ("POST", "/api/embed"): Operation("Ollama", "Not offered yet: embeddings.", is_refused=True),
-    ("POST", "/api/embeddings"): Operation("Ollama", "Not offered yet: embeddings.", is_refused=True),
-    ("POST", "/v1/embeddings"): Operation("OpenAI", "Not offered yet: embeddings.", is_refused=True),
+    ("POST", "/api/embed"): Operation(
+        "Ollama", "Turn texts into vectors.", ollama_embed.EmbedRequest, ollama.Embedded, example={"input": ["one", "two"]}
+    ),
+    ("POST", "/api/embeddings"): Operation(
+        "Ollama", "Turn a text into a vector.", ollama_embed.EmbedOneRequest, ollama.EmbeddedOne, example={"prompt": "one"}
+    ),
+    ("POST", "/v1/embeddings"): Operation(
+        "OpenAI", "Turn texts into vectors.", embeddings.EmbeddingsRequest, openai.Embeddings, example={"input": "one"}
+    ),
     **dict(_managing()),
     ("POST", "/tokenize"): _TOKENIZE,
     ("POST", "/detokenize"): _DETOKENIZE,

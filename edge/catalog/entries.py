@@ -56,6 +56,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         parameters: number of weights; None if not known for certain.
         context: trained context, in tokens.
         base: it continues text and does not chat.
+        embeddings: it turns texts into vectors and does not chat.
         template: name of its chat format, for files without a template.
         system: best system prompt if the user gives none, "" for an empty one; None leaves it to the template.
         sampling: fields of edge.types.Sampling that its makers advise, if the user did not set them.
@@ -72,6 +73,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     parameters: int | None = None
     context: int | None = None
     base: bool = False
+    embeddings: bool = False
     template: str | None = None
     system: str | None = None
     sampling: dict[str, int | float] = {}

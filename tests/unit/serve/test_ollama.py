@@ -113,7 +113,7 @@ def test_tools_forms_and_options() -> None:
         ("/api/generate", {"prompt": "x", "options": {"stop": [None]}}, 400),
         ("/api/generate", {"prompt": "x", "options": {"num_predict": "many"}}, 400),
         ("/api/generate", {"prompt": "x", "model": "llama9"}, 404),
-        ("/api/embed", {"input": "x"}, 501),
+        ("/api/embed", {"input": "x", "model": "llama9"}, 404),
         ("/api/pull", {"model": "x"}, 501),
     ],
 )
