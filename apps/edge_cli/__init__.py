@@ -6,6 +6,7 @@ app.py         the runtime as commands see it
 run.py         `edge run`; prompt.py, its message; constraint.py, what its answer has to be;
                answer.py, the ways to write it; markdown.py, Markdown on a terminal
 batch.py       `edge batch`; score.py, `edge score`; jsonl.py, files of JSON lines, and results that survive the process
+embed.py       `edge embed`
 chat.py        `edge chat`; first_use.py, the engines compared before the first one; serve.py, `edge serve`; mcp.py, `edge mcp`
 models.py      `edge models`; models_listing.py, its tables
 devices.py     `edge devices`; doctor.py, `edge doctor`; checks.py, the checks of it

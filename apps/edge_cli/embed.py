@@ -31,7 +31,7 @@ EXAMPLES = examples(
     'edge embed --json "a text" "another text"',
     "edge embed < lines.txt > vectors.jsonl",
     "edge embed --truncate -m all-minilm-l6-v2 - < lines.txt",
-    'edge embed -m ./bge-small-onnx "a model.onnx and a tokenizer.json in a folder"',
+    'edge embed -m ./bge-small-onnx "a folder with model.onnx and tokenizer.json"',
 )
 
 
@@ -61,9 +61,9 @@ def embed(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Turn texts into vectors, for search and comparison: texts that mean the same are near each other.
+    """Turn texts into vectors, for search and comparison.
 
-    Each TEXT is one text; without any, or with -, each line of stdin that is not blank. Writes a JSON object a line, with the
+    Texts that mean the same are near each other. Each TEXT is one text; without any, or with -, each line of stdin that is not blank. Writes a JSON object a line, with the
     number of the text from 0, its tokens, and its vector; --json writes one object with all of them.
 
     The default model is fetched when it is first used (84 MB), reads English, and takes 256 tokens at most.

@@ -4,6 +4,7 @@ server.py      the process: socket, signals, start and end; connection.py, bound
 app.py         routes, and what every request gets; call.py, one request while it is answered
 service.py     what all requests share; offer.py, the models by name
 answers.py     a reply for a request; asked.py, what it is asked for: tools, form, thinking
+embedding.py   vectors for a request
 sampling.py    how tokens are chosen; client.py, notices that a client has gone
 bodies.py      bodies, read within bounds; limits.py, the bounds
 security.py    Host, Origin and keys; keys.py, the keys

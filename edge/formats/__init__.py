@@ -3,6 +3,7 @@
 artifact.py     one model on disk, opened and checked
 facts.py        a model in numbers, whatever its format
 gguf.py         a bounded reader of GGUF headers; gguf_header.py, their values; gguf_facts.py, the model's numbers in them
+bert_gguf.py    writes the checkpoint of a sentence-embedding BERT as GGUF
 gguf_adapter.py LoRA adapters as GGUF files, compared with their model
 gguf_tables.py  numbers that GGUF files use, and their names
 onnx.py         folders in the layout of onnxruntime-genai

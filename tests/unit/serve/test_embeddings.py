@@ -62,13 +62,13 @@ def test_an_unknown_model_is_404(client: OpenAI) -> None:
 
 
 def test_ollamas_client_gets_vectors_cut_unless_it_says_otherwise(running: Serving) -> None:
-    client = ollama.Client(host=running.url)
-    wanted = load_hashed().embed(["one", "word " * 40], truncate=True)
-    found = client.embed("tiny", ["one", "word " * 40])
-    np.testing.assert_allclose(found.embeddings, wanted.vectors, rtol=1e-6)
-    assert (found.model, found.prompt_eval_count) == ("tiny", sum(wanted.n_tokens))
-    with pytest.raises(ollama.ResponseError, match="has 42 tokens"):
-        client.embed("tiny", "word " * 40, truncate=False)
-    np.testing.assert_allclose(client.embeddings("tiny", "one").embedding, wanted.vectors[0], rtol=1e-6)
-    assert client.embed("tiny", "").embeddings == []
-    assert list(client.embeddings("tiny", "").embedding) == []
+    with ollama.Client(host=running.url) as client:
+        wanted = load_hashed().embed(["one", "word " * 40], truncate=True)
+        found = client.embed("tiny", ["one", "word " * 40])
+        np.testing.assert_allclose(found.embeddings, wanted.vectors, rtol=1e-6)
+        assert (found.model, found.prompt_eval_count) == ("tiny", sum(wanted.n_tokens))
+        with pytest.raises(ollama.ResponseError, match="has 42 tokens"):
+            client.embed("tiny", "word " * 40, truncate=False)
+        np.testing.assert_allclose(client.embeddings("tiny", "one").embedding, wanted.vectors[0], rtol=1e-6)
+        assert client.embed("tiny", "").embeddings == []
+        assert list(client.embeddings("tiny", "").embedding) == []
