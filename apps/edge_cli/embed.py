@@ -63,8 +63,9 @@ def embed(
 ) -> int:
     """Turn texts into vectors, for search and comparison.
 
-    Texts that mean the same are near each other. Each TEXT is one text; without any, or with -, each line of stdin that is not blank. Writes a JSON object a line, with the
-    number of the text from 0, its tokens, and its vector; --json writes one object with all of them.
+    Texts that mean the same are near each other. Each TEXT is one text; without any, or with -, each line of stdin that is not
+    blank. Writes a JSON object a line, with the number of the text from 0, its tokens, and its vector; --json writes one object
+    with all of them.
 
     The default model is fetched when it is first used (84 MB), reads English, and takes 256 tokens at most.
     """
