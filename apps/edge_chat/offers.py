@@ -42,9 +42,12 @@ def list_choices(
     device = device or probe()
     free_bytes = free_memory(device) + in_use_bytes
     catalog = load_catalog(settings)
+    silent = {name for name, entry in catalog.items() if entry.embeddings}  # they do not chat
     # A model in several formats is one choice; the plan decides which one runs.
     installed: dict[str, list[Installed]] = {}
     for model in list_models(settings):
+        if model.name in silent:
+            continue
         installed.setdefault(model.name, []).append(model)
     here = {name for models in installed.values() for model in models for name in model.used_by}
     choices = []
@@ -55,7 +58,7 @@ def list_choices(
         where = f"on this device, from {models[0].origin}"
         choices.append(_choice(name, entry, models[0].size_bytes, "", licence, where, free_bytes, speed))
     for name, entry in catalog.items():
-        if name not in here:
+        if name not in here and name not in silent:
             first = entry.artifacts[0]
             size, about = (first.size_bytes, "") if first.size_bytes else (first.about_bytes, "~")
             licence = entry.licence + (", whose terms you have to accept" if entry.accept_licence else "")

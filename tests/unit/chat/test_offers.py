@@ -61,7 +61,8 @@ def test_every_model_of_the_catalogue_says_what_one_decides_by() -> None:
         first = entry.artifacts[0]
         assert entry.parameters and entry.description.endswith("."), name
         size = first.size_bytes or first.about_bytes
-        assert size and 0.4 < size / entry.parameters < 1.3, f"{name}: {size} bytes for {entry.parameters} weights"
+        most = 2.1 if first.quantisation == "F16" else 1.3
+        assert size and 0.4 < size / entry.parameters < most, f"{name}: {size} bytes for {entry.parameters} weights"
 
 
 def test_a_verdict_is_never_better_for_a_larger_model_or_less_memory() -> None:
