@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +40,15 @@ def artifact(name: str, *made_from: str) -> Artifact:
     return Artifact(Path("model.gguf"), "gguf", name, 1, made_from=made_from)
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Python's own handler of SIGINT: where another test's library left none, the signal would end the whole worker."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_while_the_engine_loads_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[bool] = []
 
@@ -56,6 +65,7 @@ def test_an_interrupt_while_the_engine_loads_stops_it(monkeypatch: pytest.Monkey
     assert answers[-1] is False
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_at_the_end_of_loading_closes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = FakeBackend()
 
