@@ -64,7 +64,7 @@ class Judging:
         for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
             reply.wait()
             replies[number] = reply
-        return likeliest(choices, [replies[number] for number in range(len(choices))])
+        return likeliest(choices, _in_order(replies))
 
     async def achoose(
         self,
@@ -81,7 +81,7 @@ class Judging:
         async for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
             await reply
             replies[number] = reply
-        return likeliest(choices, [replies[number] for number in range(len(choices))])
+        return likeliest(choices, _in_order(replies))
 
     def score(
         self,
@@ -115,7 +115,7 @@ class Judging:
         """
         _check_order(by)
         replies = dict(self._score(prompt, choices, timeout_s, priority, cache, cache_namespace, chat=chat))
-        return scored(choices, [replies[number] for number in range(len(choices))], by)
+        return scored(choices, _in_order(replies), by)
 
     async def ascore(
         self,
@@ -133,7 +133,7 @@ class Judging:
         _check_order(by)
         running = self._score(prompt, choices, timeout_s, priority, cache, cache_namespace, chat=chat)
         replies = {number: reply async for number, reply in running}
-        return scored(choices, [replies[number] for number in range(len(choices))], by)
+        return scored(choices, _in_order(replies), by)
 
     def score_batch(
         self,
@@ -204,7 +204,7 @@ class Judging:
             if len(replies) == len(choices):
                 del waiting[number]
                 try:
-                    yield number, scored(choices, [replies[one] for one in range(len(choices))], by)
+                    yield number, scored(choices, _in_order(replies), by)
                 except EdgeError as error:
                     yield number, error
             while refused:
@@ -253,6 +253,11 @@ class Judging:
         """Return the messages of a prompt, with the assistant's system prompt if they have none."""
         messages = check_messages(prompt)
         return messages if messages[0].role == "system" else [*self._turns.prompting.system_message(""), *messages]
+
+
+def _in_order(replies: Mapping[int, Reply]) -> list[Reply]:
+    """Return the replies by the numbers of their choices; they come as they are ready."""
+    return [replies[number] for number in sorted(replies)]
 
 
 def _scoring_request(timeout_s: float | None, priority: Priority, cache: CacheHint | None) -> Request:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edge.backends.base import Backend
     from edge.device.energy import Meter
 
-__all__ = ["Answer", "Bandwidth", "Logits", "Open", "Passes", "Problem", "Request", "Run", "main", "serve"]
+__all__ = ["Answer", "Bandwidth", "Logits", "Open", "Passes", "Problem", "Request", "Run", "main", "serve", "to_problem"]
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -68,6 +68,15 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     message: str
     hint: str = ""
+
+
+def to_problem(error: Exception) -> Problem:
+    """Return an error as the parent is told of it."""
+    if isinstance(error, EdgeError):
+        return Problem(kind=type(error).__name__, message=error.message, hint=error.hint)
+    if isinstance(error, MemoryError):
+        return Problem(kind="ModelTooLargeError", message="Memory ran out.", hint="Close other programs.")
+    return Problem(kind="BackendError", message=f"{type(error).__name__}: {error}")
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,14 +160,8 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         for line in requests:
             try:
                 answer = server.answer(msgspec.json.decode(line, type=Request))
-            except EdgeError as error:
-                answer = Answer(problem=Problem(kind=type(error).__name__, message=error.message, hint=error.hint))
-            except MemoryError:
-                answer = Answer(
-                    problem=Problem(kind="ModelTooLargeError", message="Memory ran out.", hint="Close other programs.")
-                )
             except Exception as error:  # noqa: BLE001 (any error of an engine has to reach the parent as one line)
-                answer = Answer(problem=Problem(kind="BackendError", message=f"{type(error).__name__}: {error}"))
+                answer = Answer(problem=to_problem(error))
             answers.write(msgspec.json.encode(answer) + b"\n")
             answers.flush()
     finally:

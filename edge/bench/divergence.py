@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edge.backends.base import Backend
 
-__all__ = ["TEXT", "Divergence", "compare_logits", "text_logits", "write_logits"]
+__all__ = ["TEXT", "Divergence", "compare_logits", "log_softmax", "text_logits", "write_logits"]
 
 TEXT = """\
 The harbour was quiet when the last ferry came in. Maria counted the passengers: eleven, and a dog that nobody seemed to own.
@@ -102,7 +102,7 @@ def compare_logits(backend: Backend, path: Path) -> Divergence:
         raise UnsupportedError("The vocabularies differ, so nothing can be said about the quality.")
     each, same = [], []
     for wanted, found in zip(theirs, text_logits(backend, tokens), strict=True):  # one by one: vocabularies are large
-        p, q = _log_softmax(wanted), _log_softmax(found)
+        p, q = log_softmax(wanted), log_softmax(found)
         each.append(float((np.exp(p) * (p - q)).sum()))
         same.append(wanted.argmax() == found.argmax())
     if not np.isfinite(each).all():  # max(0.0, NaN) would be 0: the same model
@@ -110,7 +110,8 @@ def compare_logits(backend: Backend, path: Path) -> Divergence:
     return Divergence(mean=max(0.0, float(np.mean(each))), agreement=float(np.mean(same)), each=tuple(each))
 
 
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the logarithms of the probabilities along the last axis."""
     import numpy as np
 
     wide = logits.astype(np.float64)

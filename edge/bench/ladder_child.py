@@ -17,9 +17,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.bench.child import Problem
+from edge.bench.child import Problem, to_problem
 from edge.bench.ladder_values import Setup, Turn
-from edge.errors import BackendError, EdgeError
+from edge.errors import BackendError
 from edge.prompt.sentences import ends_sentence
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Begin", "Compute", "Reached", "Say", "Score", "Unpack", "serve"]
 
 _KEY_S = 60 / 200  # between two keys of a person who types with ease; the last one sends the message
-_BLOCK = 16  # tokens whose logits come from one pass
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -329,21 +328,10 @@ def _score(ai: Assistant, setup: Setup, request: Score) -> Reached:
 def _compute(backend: Backend, request: Compute) -> None:
     import numpy as np
 
+    from edge.bench.divergence import log_softmax, text_logits
+
     tokens = backend.tokenizer.tokenize(request.text)[: request.n_tokens + 1]
-    backend.rewind(0, 0)
-    backend.prefill(0, tokens[:1])
-    rows, at = [backend.logits(0)], 1
-    size = _BLOCK if backend.capabilities.drafts else 1
-    while at < len(tokens) - 1:
-        first, *rest = tokens[at : min(at + size, len(tokens) - 1)]
-        backend.decode([(0, first)], {0: rest} if rest else {})
-        rows += [backend.logits(0, n_back) for n_back in range(len(rest), -1, -1)]
-        at += 1 + len(rest)
-    backend.rewind(0, 0)
-    logits = np.stack(rows).astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    np.save(os.fsdecode(request.out), logits.astype(np.float32))
+    np.save(os.fsdecode(request.out), log_softmax(text_logits(backend, tokens[:-1])).astype(np.float32))
 
 
 def serve(requests: IO[bytes], send: Callable[[bytes], None], load: Load) -> None:
@@ -359,14 +347,8 @@ def serve(requests: IO[bytes], send: Callable[[bytes], None], load: Load) -> Non
         for line in requests:
             try:
                 reached = program.answer(msgspec.json.decode(line, type=Request))
-            except EdgeError as error:
-                reached = Reached(problem=Problem(kind=type(error).__name__, message=error.message, hint=error.hint))
-            except MemoryError:
-                reached = Reached(
-                    problem=Problem(kind="ModelTooLargeError", message="Memory ran out.", hint="Close other programs.")
-                )
             except Exception as error:  # noqa: BLE001 (any error of an engine has to reach the parent as one line)
-                reached = Reached(problem=Problem(kind="BackendError", message=f"{type(error).__name__}: {error}"))
+                reached = Reached(problem=to_problem(error))
             send(msgspec.json.encode(reached))
     finally:
         program.close()
