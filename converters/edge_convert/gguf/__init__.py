@@ -12,7 +12,6 @@ quantise.py        quantisation, and proof that the tokenizer is the same
 imatrix.py         the importance matrix; imatrix_child.py computes it
 llama.py           llama.cpp's C functions, for child processes
 blocks.py          blocks of int4 weights as numbers
-more_blocks.py     blocks of further types
 engine.py          runs llama.cpp's work in a child process, engine_child.py
 from_header.py     the header of a GGUF file as config.json
 read_back.py       a GGUF file back to a checkpoint folder

@@ -31,8 +31,8 @@ import gguf
 import numpy as np
 
 from edge.formats.gguf import read_header
+from edge.formats.gguf_blocks import UNPACKERS
 from edge_convert.gguf.blocks import BLOCK, unpack_blocks
-from edge_convert.gguf.more_blocks import UNPACKERS
 from edge_convert.onnx.k_quant import search_blocks
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.errors import ModelFileError
+from edge.formats.gguf_blocks import UNPACKERS, Unpacked, nibbles
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -102,11 +103,6 @@ def _half(data: npt.NDArray[np.uint8], at: int) -> npt.NDArray[np.float16]:
     return np.ascontiguousarray(data[:, :, at : at + 2]).view(np.float16)
 
 
-def _nibbles(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the low halves of bytes, then the high ones, along the last axis."""
-    return np.concatenate([data & 15, data >> 4], axis=-1)
-
-
 def _with_minimum(q: npt.NDArray[np.uint8], d: npt.NDArray[Any], minimum: npt.NDArray[Any], bits: int) -> Packed:
     """Return `d q + minimum` as (2^k q - z) x d / 2^k in eight bits, z rounded. Groups of equal weights keep their value."""
     step = 1 << (8 - bits)
@@ -129,71 +125,37 @@ def _with_minimum(q: npt.NDArray[np.uint8], d: npt.NDArray[Any], minimum: npt.ND
 
 
 def _q4_0(data: npt.NDArray[np.uint8]) -> Packed:
-    return Packed(_nibbles(data[:, :, 2:]), _half(data, 0), 8, bits=4)
+    return Packed(nibbles(data[:, :, 2:]), _half(data, 0), 8, bits=4)
 
 
 def _q4_1(data: npt.NDArray[np.uint8]) -> Packed:
-    return _with_minimum(_nibbles(data[:, :, 4:]), _half(data, 0), _half(data, 2), 4)
-
-
-def _fifth_bits(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the fifth bits of 32 weights in 4 bytes, one a byte."""
-    bits: npt.NDArray[np.uint8] = np.unpackbits(data, axis=-1, bitorder="little") * np.uint8(16)
-    return bits
-
-
-def _q5_0(data: npt.NDArray[np.uint8]) -> Packed:
-    q = _nibbles(data[:, :, 6:]) | _fifth_bits(data[:, :, 2:6])
-    return Packed(q * np.uint8(8), (_half(data, 0).astype(np.float32) / 8).astype(np.float16), 128)
-
-
-def _q5_1(data: npt.NDArray[np.uint8]) -> Packed:
-    q = _nibbles(data[:, :, 8:]) | _fifth_bits(data[:, :, 4:8])
-    return _with_minimum(q, _half(data, 0), _half(data, 2), 5)
+    return _with_minimum(nibbles(data[:, :, 4:]), _half(data, 0), _half(data, 2), 4)
 
 
 def _q8_0(data: npt.NDArray[np.uint8]) -> Packed:
     return Packed(data[:, :, 2:].view(np.int8), _half(data, 0))
 
 
-def _k_scales(data: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the scales and minimums of the 8 groups of a super-block of Q4_K or Q5_K, shape (rows, blocks, 8)."""
-    d, least = _half(data, 0).astype(np.float32), _half(data, 2).astype(np.float32)
-    raw = data[:, :, 4:16]
-    low, middle, high = raw[:, :, 0:4], raw[:, :, 4:8], raw[:, :, 8:12]
-    scale = np.concatenate([low & 63, (high & 15) | ((low >> 6) << 4)], axis=-1)
-    minimum = np.concatenate([middle & 63, (high >> 4) | ((middle >> 6) << 4)], axis=-1)
-    return d * scale, least * minimum
+def _unpacked(type_name: str, pack: Callable[[Unpacked], Packed]) -> tuple[int, Callable[[npt.NDArray[np.uint8]], Packed]]:
+    """Return the row of TYPES for blocks that edge/formats unpacks."""
+    block_bytes, read = UNPACKERS[type_name]
+    return block_bytes, lambda data: pack(read(data))
 
 
-def _groups(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    return values.reshape(values.shape[0], -1, size)
+def _minimum_packer(bits: int) -> Callable[[Unpacked], Packed]:
+    def pack(found: Unpacked) -> Packed:
+        assert found.least is not None  # these types have one
+        return _with_minimum(found.codes, found.scale[..., None], found.least[..., None], bits)
+
+    return pack
 
 
-def _q4_k(data: npt.NDArray[np.uint8]) -> Packed:
-    scale, minimum = _k_scales(data)
-    rows, blocks = data.shape[:2]
-    q = _nibbles(data[:, :, 16:].reshape(rows, blocks, 4, 32)).reshape(rows, -1, GROUP)
-    return _with_minimum(q, _groups(scale, 1), -_groups(minimum, 1), 4)
+def _pack_q5_0(found: Unpacked) -> Packed:
+    return Packed(found.codes * np.uint8(8), (found.scale[..., None] / 8).astype(np.float16), 8 * found.zero)
 
 
-def _q5_k(data: npt.NDArray[np.uint8]) -> Packed:
-    scale, minimum = _k_scales(data)
-    rows, blocks = data.shape[:2]
-    low = _nibbles(data[:, :, 48:].reshape(rows, blocks, 4, 32)).reshape(rows, blocks, 8, 32)
-    bit = (data[:, :, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    return _with_minimum((low | (bit * np.uint8(16))).reshape(rows, -1, GROUP), _groups(scale, 1), -_groups(minimum, 1), 5)
-
-
-def _q6_k(data: npt.NDArray[np.uint8]) -> Packed:
-    rows, blocks = data.shape[:2]
-    low = data[:, :, :128].reshape(rows, blocks, 2, 2, 32)  # halves of 128 weights, then two runs of 32 bytes
-    high = data[:, :, 128:192].reshape(rows, blocks, 2, 1, 32)
-    quarters = np.concatenate([low & 15, low >> 4], axis=3)  # runs 0 and 1 in the low halves, 2 and 3 in the high ones
-    bits = (high >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
-    q = (quarters | (bits << 4)).astype(np.int8) - np.int8(32)
-    scales = data[:, :, 192:208].view(np.int8).astype(np.float32) * _half(data, 208).astype(np.float32)
-    return Packed(q.reshape(rows, -1, 16), _groups(scales, 1).astype(np.float16))
+def _pack_q6_k(found: Unpacked) -> Packed:
+    return Packed(found.codes.astype(np.int8) - np.int8(found.zero), found.scale[..., None].astype(np.float16))
 
 
 def _plain(kind: type[np.generic]) -> Callable[[npt.NDArray[np.uint8]], Packed]:
@@ -211,11 +173,11 @@ TYPES: dict[str, tuple[int, Callable[[npt.NDArray[np.uint8]], Packed]]] = {
     "BF16": (2, _bf16),
     "Q4_0": (18, _q4_0),
     "Q4_1": (20, _q4_1),
-    "Q5_0": (22, _q5_0),
-    "Q5_1": (24, _q5_1),
+    "Q5_0": _unpacked("Q5_0", _pack_q5_0),
+    "Q5_1": _unpacked("Q5_1", _minimum_packer(5)),
     "Q8_0": (34, _q8_0),
-    "Q4_K": (144, _q4_k),
-    "Q5_K": (176, _q5_k),
-    "Q6_K": (210, _q6_k),
+    "Q4_K": _unpacked("Q4_K", _minimum_packer(4)),
+    "Q5_K": _unpacked("Q5_K", _minimum_packer(5)),
+    "Q6_K": _unpacked("Q6_K", _pack_q6_k),
 }
 """Type in a GGUF file -> bytes of a block, and what reads it."""

@@ -1,4 +1,4 @@
-"""Blocks of the types of a GGUF file beyond those of blocks.py, unpacked: w = scale * (codes - zero) + least.
+"""Weights of a GGUF file in blocks, unpacked: w = scale * (codes - zero) + least.
 
 Source: ggml's block layouts (ggml-common.h) and dequantize_row_* of ggml-quants.c.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Floats = NDArray[np.float32]
 
-__all__ = ["UNPACKERS", "Unpacked"]
+__all__ = ["UNPACKERS", "Unpacked", "nibbles"]
 
 
 class Unpacked(NamedTuple):
@@ -40,7 +40,7 @@ def _half(data: Bytes, at: int) -> Floats:
     return np.ascontiguousarray(data[..., at : at + 2]).view(np.float16)[..., 0].astype(np.float32)
 
 
-def _nibbles(data: Bytes) -> Bytes:
+def nibbles(data: Bytes) -> Bytes:
     """Return the low halves of bytes, then the high ones, along the last axis."""
     return np.concatenate([data & 15, data >> 4], axis=-1)
 
@@ -51,11 +51,11 @@ def _fifth_bits(data: Bytes) -> Bytes:
 
 
 def _q5_0(data: Bytes) -> Unpacked:
-    return Unpacked(_nibbles(data[..., 6:]) | _fifth_bits(data[..., 2:6]), _half(data, 0), 16)
+    return Unpacked(nibbles(data[..., 6:]) | _fifth_bits(data[..., 2:6]), _half(data, 0), 16)
 
 
 def _q5_1(data: Bytes) -> Unpacked:
-    return Unpacked(_nibbles(data[..., 8:]) | _fifth_bits(data[..., 4:8]), _half(data, 0), 0, _half(data, 2))
+    return Unpacked(nibbles(data[..., 8:]) | _fifth_bits(data[..., 4:8]), _half(data, 0), 0, _half(data, 2))
 
 
 def _k_scales(data: Bytes) -> tuple[Floats, Floats]:
@@ -73,7 +73,7 @@ def _k_scales(data: Bytes) -> tuple[Floats, Floats]:
 def _low_bits(data: Bytes) -> Bytes:
     """Return the low four bits of 256 weights in 128 bytes, uint8 [n_rows, n_super_blocks, 8, 32]."""
     n_rows, n_supers = data.shape[:2]
-    return _nibbles(data.reshape(n_rows, n_supers, 4, 32)).reshape(n_rows, n_supers, 8, 32)
+    return nibbles(data.reshape(n_rows, n_supers, 4, 32)).reshape(n_rows, n_supers, 8, 32)
 
 
 def _q4_k(data: Bytes) -> Unpacked:
