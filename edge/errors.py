@@ -17,6 +17,7 @@
     │   ├── BackendUnavailableError 4   the required accelerator or engine is not on this device
     │   ├── BusyError               1   too many requests wait already
     │   └── UnsupportedError        1   this backend cannot do that (see Capabilities)
+    ├── SoundError                  1   no microphone or loudspeaker, or it is gone
     ├── InvalidReplyError           1   a reply is not the value that was asked for
     ├── ContextFullError            1   the prompt does not fit into the context window
     ├── QualityGateError            5   a converted model is worse than allowed
@@ -46,6 +47,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelTooLargeError",
     "QualityGateError",
+    "SoundError",
     "StorageError",
     "TemplateError",
     "UnsupportedError",
@@ -149,6 +151,10 @@ class BusyError(BackendError):
 
 class UnsupportedError(BackendError):
     """The backend cannot do this; its Capabilities say so."""
+
+
+class SoundError(EdgeError):
+    """There is no microphone or loudspeaker, it cannot be used, or it is gone."""
 
 
 class InvalidReplyError(EdgeError):

@@ -25,6 +25,7 @@ __all__ = [
     "Paths",
     "ServerSettings",
     "Settings",
+    "VoiceSettings",
     "default_path",
     "default_paths",
 ]
@@ -276,6 +277,44 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     otel: bool = False
 
 
+class VoiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Speech in and out; see docs/voice.md. A stage is named as `edge_voice.registry` lists it, or is "module:function".
+
+    Attributes:
+        input, output: the microphone and the loudspeaker, by part of the name or by number; None is the system's choice.
+        microphone, speaker, vad, endpoint: stages by name.
+        recogniser: stage by name; None chooses by the language.
+        voice: stage by name; None is the best one that this device computes faster than it is spoken.
+        echo: stage by name; None is the canceller where it is installed, else half-duplex. With headphones there is no echo.
+        language: that is spoken, as a code such as "de".
+        speed: of the voice; 1 is its usual pace.
+        hands_free: listen all the time; otherwise while a key is pressed once and until the utterance ends.
+        wake_word: listen for this word before anything else: a stage, "module:function"; docs/voice.md says why none ships.
+        pause_ms: silence after which the endpoint model is asked, in milliseconds.
+        longest_pause_ms: silence that ends an utterance whatever the endpoint model says, in milliseconds.
+        read_ahead: prefill what has been said so far, while the user speaks.
+        keep_audio: folder in which what was said is kept as WAV files; None keeps nothing.
+    """
+
+    input: str | None = None
+    output: str | None = None
+    microphone: str = "portaudio"
+    speaker: str = "portaudio"
+    vad: str = "silero"
+    endpoint: str = "smart-turn"
+    recogniser: str | None = None
+    voice: str | None = None
+    echo: str | None = None
+    language: str = "en"
+    speed: Annotated[float, msgspec.Meta(ge=0.5, le=2)] = 1.0
+    hands_free: bool = False
+    wake_word: str | None = None
+    pause_ms: Annotated[int, msgspec.Meta(ge=64, le=5000)] = 200
+    longest_pause_ms: Annotated[int, msgspec.Meta(ge=200, le=10_000)] = 1500
+    read_ahead: bool = True
+    keep_audio: Path | None = None
+
+
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The hub that models are downloaded from. The token is not a setting: HF_TOKEN or `hf auth login`.
 
@@ -309,6 +348,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         governor: throttling.
         engine: how replies are decoded.
         server: the local server.
+        voice: speech in and out.
         sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
     """
 
@@ -330,6 +370,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     governor: GovernorSettings = msgspec.field(default_factory=GovernorSettings)
     engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
     server: ServerSettings = msgspec.field(default_factory=ServerSettings)
+    voice: VoiceSettings = msgspec.field(default_factory=VoiceSettings)
     sources: dict[str, str] = {}
 
 
@@ -342,4 +383,5 @@ TABLES: dict[str, type] = {
     "governor": GovernorSettings,
     "engine": EngineSettings,
     "server": ServerSettings,
+    "voice": VoiceSettings,
 }

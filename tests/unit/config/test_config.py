@@ -82,7 +82,9 @@ def test_every_key_can_be_set_by_its_variable() -> None:
             continue
         text = next((samples[kind] for kind in samples if key.type is kind), None)
         if text is None:
-            text = "7" if "number" in key.allowed else key.allowed.split('"')[1] if '"' in key.allowed else "word"
+            least = re.search(r"number from ([\d.]+) to", key.allowed)
+            text = least[1] if least else "7" if "number" in key.allowed else "word"
+            text = key.allowed.split('"')[1] if text == "word" and '"' in key.allowed else text
         settings = load_settings(environ={key.variable: text})
         assert settings.sources[name] == key.variable
         assert get_value(settings, name) == parse_text(name, text, "test")

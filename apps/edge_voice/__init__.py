@@ -1,0 +1,11 @@
+"""Speech in and out, all on the device: talk to a model, and hear it.
+
+events.py    what happens while somebody talks, as frozen values
+stages.py    the contracts of the stages: what each takes and returns, at which rate
+registry.py  the stages by the names that settings use
+sessions.py  ONNX models, opened so that they leave the processor to the language model
+
+The packages of the extra "voice" are imported when a stage that needs one is opened.
+"""
+
+from __future__ import annotations
