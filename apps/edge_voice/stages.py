@@ -30,9 +30,11 @@ __all__ = [
     "Recogniser",
     "Samples",
     "Speaker",
+    "Splitter",
     "Vad",
     "Voice",
     "WakeWord",
+    "Wording",
 ]
 
 RATE = 16_000
@@ -224,6 +226,32 @@ class WakeWord(Protocol):
         Args:
             samples: the next block of the microphone, at RATE, shape (BLOCK,).
         """
+        ...
+
+
+class Splitter(Protocol):
+    """Splits a reply, while it is generated, into pieces to speak: `edge_voice.sentences.Sentences`.
+
+    The first piece may be a clause, so that speech begins soon; then whole sentences. A code block or a table is one piece.
+    """
+
+    def add(self, text: str) -> list[str]:
+        """Take more of the reply, and return the pieces that are complete now.
+
+        All pieces of `add` and `end`, joined, are the reply, to the character.
+        """
+        ...
+
+    def end(self) -> list[str]:
+        """Return what is left: the reply is over."""
+        ...
+
+
+class Wording(Protocol):
+    """Says a piece of Markdown in words: `edge_voice.spoken.spoken`."""
+
+    def __call__(self, text: str, language: str = "en") -> str:
+        """Return the words to speak, "" for nothing: no markup, code, links or emoji, and numbers and times written out."""
         ...
 
 
