@@ -4,6 +4,10 @@ events.py    what happens while somebody talks, as frozen values
 stages.py    the contracts of the stages: what each takes and returns, at which rate
 registry.py  the stages by the names that settings use
 sessions.py  ONNX models, opened so that they leave the processor to the language model
+ear.py       the listening half: sound to messages; segments.py, where speech begins and ends; transcriber.py, its thread
+levels.py    loudness of the microphone
+echo.py      takes the loudspeaker out of the microphone, or stays deaf meanwhile
+testing.py   stages without devices and models
 
 The packages of the extra "voice" are imported when a stage that needs one is opened.
 """

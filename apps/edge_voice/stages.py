@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Samples: TypeAlias = NDArray[np.float32]
-
 __all__ = [
     "BLOCK",
     "RATE",
@@ -36,6 +34,9 @@ __all__ = [
     "WakeWord",
     "Wording",
 ]
+
+Samples: TypeAlias = "NDArray[np.float32]"
+"""Sound: one channel, shape (n_samples,), within [-1, 1]."""
 
 RATE = 16_000
 """Samples a second of all that comes from a microphone."""
