@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from edge.constraint import Constraint
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
 from edge.engine.scripted import ScriptedSampler
@@ -40,7 +42,6 @@ from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
     from edge.backends.base import Sampler
-    from edge.constraint import Constraint
     from edge.conversation.reply_saver import ReplySaver
     from edge.conversation.tree import Status
     from edge.engine.constraint import Matcher
@@ -285,18 +286,17 @@ class Turn:
         """Return what holds the tool calls of a reply to their schemas, wherever they begin; None where nothing does."""
         if self.request.constraint is not None or isinstance(self._prompt, str):
             return None
-        found = self.prompting.call_behind_opening(self.request.options)
-        if found is None:
+        held = self.prompting.held_call(self.request.options)
+        if held is None:
             return None
-        word, constraint = found
         try:
-            compiled = (self.compiler or Compiler(self.prompting.tokenizer)).compile(constraint)
+            compiled = (self.compiler or Compiler(self.prompting.tokenizer)).compile(Constraint.lark(held.grammar))
         except (ConstraintError, BackendUnavailableError, UnsupportedError):
             return None  # it can be called all the same, and what is wrong is for the tool to say
         thinking = self.prompting.template.thinking
         words = (thinking.opening.encode(), thinking.closing.encode()) if thinking is not None else None
-        watch = Watch((word.encode(),), words, is_thinking=self._round.is_thinking)
-        matcher = TriggeredMatcher(watch, compiled.matcher, self.prompting.tokenizer)
+        watch = Watch(re.compile(held.opening.encode()), held.longest, held.is_first, words, self._round.is_thinking)
+        matcher = TriggeredMatcher(watch, compiled.matcher_behind, self.prompting.tokenizer)
         matcher.resume(self._begun)
         return matcher
 

@@ -18,7 +18,8 @@ from edge.prompt.reply_parser import ReplyParser
 from edge.prompt.stream import TextStream
 from edge.prompt.template import ChatTemplate
 from edge.prompt.tools.choose import FALLBACK
-from edge.prompt.tools.forced import grammar_behind_opening, grammar_of_call
+from edge.prompt.tools.forced import grammar_of_call, held_call
+from edge.prompt.tools.grammar import Held
 from edge.prompt.window import message_counter
 from edge.types import NO_SYSTEM, Message
 
@@ -163,12 +164,9 @@ class Prompting:
             raise UnsupportedError(f"A model that calls tools as {format.name} does cannot be made to.", 'Use "auto".')
         return Constraint.lark(grammar)
 
-    def call_behind_opening(self, options: PromptOptions) -> tuple[str, Constraint] | None:
-        """Return the word that opens a tool call, and the constraint of what follows it; None if calls are not held to one."""
-        if not options.tools:
-            return None
-        found = grammar_behind_opening(self._tool_format(options), options.tools, self._special_token)
-        return (found[0], Constraint.lark(found[1])) if found is not None else None
+    def held_call(self, options: PromptOptions) -> Held | None:
+        """Return what a tool call is held to once a reply has begun one; None where that is left to the model."""
+        return held_call(self._tool_format(options), options.tools, self._special_token) if options.tools else None
 
     def closing_of_thought(self) -> tuple[str, list[int]]:
         """Return what ends a thought: its text, and its tokens."""

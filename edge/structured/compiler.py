@@ -36,11 +36,22 @@ class Compiled:
     constraint: Constraint
     ignored: tuple[str, ...]
     _native: Any
+    _vocabulary: Any
     _n_vocab: int
 
     def matcher(self) -> GrammarMatcher:
         """Return a matcher for one reply."""
         return GrammarMatcher(self._native.deep_copy(), self._n_vocab, self.constraint.noun)
+
+    def matcher_behind(self, begun: bytes) -> GrammarMatcher | None:
+        """Return a matcher for a reply that has begun; None if the grammar does not have that."""
+        tokens = self._vocabulary.greedy_tokenize(begun.decode("utf-8", "replace")) if begun else []
+        matcher = self.matcher()
+        if matcher.n_valid(tokens) < len(tokens):
+            return None
+        for token in tokens:
+            matcher.accept(token)
+        return matcher
 
 
 class Compiler:
@@ -91,4 +102,4 @@ class Compiler:
         if native.is_error():
             raise explain(constraint, native.get_error())
         ignored = ignored_keywords(native.get_grammar_warnings())
-        return Compiled(constraint, tuple(ignored), native, self._tokenizer.n_vocab)
+        return Compiled(constraint, tuple(ignored), native, self._vocabulary, self._tokenizer.n_vocab)

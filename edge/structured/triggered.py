@@ -1,4 +1,4 @@
-"""A reply of free text in which each tool call is held to a grammar: it begins once the word that opens a call was generated.
+"""A reply of free text in which each tool call is held to a grammar: it begins once the text that opens a call was generated.
 
 Free text costs nothing: without a mask all tokens are allowed. An `edge.engine.constraint.Matcher`.
 
@@ -7,6 +7,7 @@ Source: the lazy grammars of llama.cpp (`llama_sampler_init_grammar_lazy_pattern
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -24,53 +25,65 @@ __all__ = ["TriggeredMatcher", "Watch"]
 
 @dataclass(slots=True)
 class Watch:
-    """Looks for the word that opens a call, which in a thought is text like any other.
+    """Looks for the text that opens a call, which in a thought is text like any other.
 
     Attributes:
-        opens: words that open a call.
+        opening: of a call, in bytes; what follows its match belongs to the call.
+        longest: bytes that the match, and what it looks ahead at, may have.
+        is_first: a call opens only where no other text stands before it.
         thought: words that open and close a thought; None where the model has none.
         is_thinking: the text is in a thought now.
     """
 
-    opens: Sequence[bytes]
+    opening: re.Pattern[bytes]
+    longest: int
+    is_first: bool = False
     thought: tuple[bytes, bytes] | None = None
     is_thinking: bool = False
     _tail: bytes = b""
+    _is_behind: bool = False  # text stands before what comes
 
     def feed(self, data: bytes) -> bytes | None:
-        """Take more text. Returns what stands behind an opening word; None if there is none."""
+        """Take more text. Returns what stands behind the opening of a call; None if there is none."""
         self._tail += data
         while True:
-            words = (
-                self.thought[1:] if self.thought is not None and self.is_thinking else (*self.opens, *self._begin_of_thought)
-            )
-            found = min(((place, word) for word in words if (place := self._tail.find(word)) >= 0), default=None)
-            if found is None:
-                longest = max(map(len, words))
-                self._tail = self._tail[-longest:]
-                return None
-            place, word = found
-            self._tail = self._tail[place + len(word) :]
-            if word in self.opens and not self.is_thinking:
-                rest, self._tail = self._tail, b""
+            opening, closing = self.thought or (b"", b"")
+            if self.is_thinking:
+                if not self._cut(closing, self._tail.find(closing)):
+                    return None
+                self.is_thinking = self._is_behind = False
+                continue
+            place = self._tail.find(opening) if opening else -1
+            find = self.opening.match if self.is_first else self.opening.search
+            found = find(self._tail) if not (self.is_first and self._is_behind) else None
+            if found is not None and (place < 0 or found.start() <= place):
+                rest, self._tail, self._is_behind = self._tail[found.end() :], b"", False
                 return rest
-            self.is_thinking = not self.is_thinking
+            if not self._cut(opening, place):
+                return None
+            self.is_thinking = True
 
-    @property
-    def _begin_of_thought(self) -> tuple[bytes, ...]:
-        return self.thought[:1] if self.thought is not None else ()
+    def _cut(self, word: bytes, place: int) -> bool:
+        """Drop what stands before the end of a word; without one, what cannot be part of what is looked for."""
+        if place >= 0:
+            self._tail = self._tail[place + len(word) :]
+            return True
+        longest = max(self.longest, len(word))
+        if len(self._tail) > longest:
+            self._tail, self._is_behind = self._tail[-longest:], True
+        return False
 
 
 class TriggeredMatcher:
     """See the module.
 
     Args:
-        watch: finds the opening word.
-        begin: returns a matcher of what follows it.
+        watch: finds the opening.
+        begin: returns a matcher of what follows it, behind this much of that; None if the grammar does not have it.
         tokenizer: of the model.
     """
 
-    def __init__(self, watch: Watch, begin: Callable[[], Matcher], tokenizer: Tokenizer) -> None:
+    def __init__(self, watch: Watch, begin: Callable[[bytes], Matcher | None], tokenizer: Tokenizer) -> None:
         self._watch, self._begin, self._tokenizer = watch, begin, tokenizer
         self._call: Matcher | None = None  # while one is written
         self._is_off = False  # a call began in a way that the grammar does not have: what follows is free
@@ -92,8 +105,10 @@ class TriggeredMatcher:
             if self._call.is_over:
                 self._call = None
         elif not self._is_off and (rest := self._watch.feed(self._bytes(token))) is not None:
-            self._call = self._begin()
-            self._follow(rest)
+            self._call = self._begin(rest)
+            self._is_off = self._call is None
+            if self._call is not None and self._call.is_over:
+                self._call = None
 
     def resume(self, tokens: Sequence[int]) -> None:
         """Go on behind the beginning of a reply, whatever that is."""
@@ -114,16 +129,6 @@ class TriggeredMatcher:
 
     def forced(self) -> Sequence[int]:
         return self._call.forced() if self._call is not None else ()
-
-    def _follow(self, rest: bytes) -> None:
-        """Take what the token that ended the opening word holds of the call."""
-        tokens = self._tokenizer.tokenize(rest.decode("utf-8", "replace")) if rest else []
-        assert self._call is not None
-        if self._call.n_valid(tokens) < len(tokens):
-            self._call, self._is_off = None, True
-            return
-        for token in tokens:
-            self._call.accept(token)
 
     def _bytes(self, token: int) -> bytes:
         return self._tokenizer.token_bytes(token, special=True)

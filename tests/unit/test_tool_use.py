@@ -429,9 +429,15 @@ def test_a_choice_that_cannot_be_made_is_refused():
             ai.generate("Rain?", tools=[weather], tool_choice="rain").wait()
         with pytest.raises(UsageError, match="tool_choice is"):
             ai.generate("Rain?", tools=[weather], tool_choice={"name": "weather"})
+
+
+def test_a_model_with_a_notation_of_its_own_is_made_to_call_in_it():
     gemma = (Path(__file__).parents[1] / "fixtures" / "templates" / "gemma4.jinja").read_text("utf-8")
-    with load(SCRIPT, template=gemma) as ai, pytest.raises(UnsupportedError, match="cannot be made to"):
-        ai.generate("Rain?", tools=[weather], tool_choice="required").wait()
+    with load(lambda message: "I would rather not.", template=gemma) as ai:
+        reply = ai.generate("Where?", tools=[PLACE], tool_choice="required", temperature=0, max_tokens=400)
+        reply.wait()
+        (call,) = reply.tool_calls
+    assert call.arguments["kind"] in ("sea", "hill") and isinstance(call.arguments["at"]["x"], bool)
 
 
 # -- thinking

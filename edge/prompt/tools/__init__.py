@@ -10,7 +10,8 @@ gemma.py     FunctionGemma and Gemma 4: a notation of their own
 phi4.py      Phi-4-mini; granite3.py, Granite 3: an array behind a word
 coerce.py    untyped values by their schema
 choose.py    the family of a template, by the template's own text
-forced.py    the grammar of a reply that has to call a tool
+grammar.py   the grammar of a call, behind the text that opens it; notation.py, of values that are not JSON
+forced.py    the grammar of a reply that has to call a tool, and of one that has begun to
 fallback.py  tools for models whose template knows none
 """
 

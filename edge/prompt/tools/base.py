@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from edge.errors import UsageError
 from edge.messages import Tool, ToolCall
+from edge.prompt.tools.grammar import Hold
 
 __all__ = ["Broken", "CallParser", "Format", "Known", "Part", "Read", "calls_of", "new_call_id", "read_json"]
 
@@ -60,7 +61,7 @@ class Format:
         around: what stands before and behind one call that is written as JSON, which `read` takes too; None where it does not.
         key: of the arguments in that JSON.
         keeps_open: `read` gets the opening word too, since that is part of the call.
-        is_json: its models write calls as `around` has them by themselves, so that every call can be held to that.
+        hold: says what a call is held to once its models have begun one; None where that is left to them.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Format:
     keeps_open: bool = False
     around: tuple[str, str] | None = None
     key: str = "arguments"
-    is_json: bool = False
+    hold: Hold | None = None
 
     @property
     def markers(self) -> tuple[str, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from edge.errors import UsageError
-from edge.messages import ToolCall
+from edge.messages import Tool, ToolCall
 from edge.prompt.tools.base import Format, Known, Part
+from edge.prompt.tools.grammar import Held, Rules, one_of, word
+from edge.prompt.tools.notation import Keys, Notation, Values
 
 __all__ = ["FUNCTION_GEMMA", "GEMMA4"]
 
@@ -155,7 +157,32 @@ def _make(name: str, opening: str, quote: str, closing: str) -> Format:
     def write(calls: Sequence[ToolCall]) -> str:
         return "".join(f"{opening}call:{call.name}{put(call.arguments)}{closing}" for call in calls)
 
-    return Format(name, (opening,), read, ">}", write, closes=(closing, quote))
+    def hold(rules: Rules, tools: Sequence[Tool]) -> Held:
+        values = Values(rules, _notation(rules, quote), len(tools))
+        call = one_of(f'"call:{tool.name}{{" {values.arguments(tool)} "}}"' for tool in tools)
+        return Held(*word(opening), rules.source(f"{call} {rules.text(closing)}"))
+
+    return Format(name, (opening,), read, ">}", write, closes=(closing, quote), hold=hold)
+
+
+def _notation(rules: Rules, quote: str) -> Notation:
+    """Return how values are written. Braces and commas in a text mean nothing: only its quote ends it."""
+    mark = rules.text(quote)
+    if rules.is_special(quote):
+        string = f"{mark} /(?s:.*)/ {mark}"
+    else:
+        within = rules.terminal(f"/(?s:.*)/ & ~/(?s:.*{re.escape(quote)}.*)/")
+        string = f"{mark} {rules.terminal(f'{within} {mark}')}"
+
+    def literals(text: str) -> Sequence[str]:
+        return [] if quote in text else [f"{mark} {json.dumps(text, ensure_ascii=False)} {mark}"]
+
+    def other(known: Collection[str]) -> str:
+        but = f" & ~{one_of(map(json.dumps, known))}" if known else ""
+        return f'{rules.terminal(f"/[A-Za-z_][A-Za-z0-9_.-]*/{but}")} ":"'
+
+    keys = Keys(lambda name: json.dumps(f"{name}:", ensure_ascii=False), other)
+    return Notation(string, literals, ("true",), ("false",), ("null",), keys, keys, is_sorted=True)
 
 
 FUNCTION_GEMMA = _make("functiongemma", "<start_function_call>", "<escape>", "<end_function_call>")

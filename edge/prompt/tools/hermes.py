@@ -1,5 +1,9 @@
 """Hermes, Qwen 2.5 and 3, SmolLM3, Granite 4: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`; Qwen3-Coder and
-Qwen 3.5: `<tool_call><function=f><parameter=k>value</parameter></function></tool_call>`, whose values have no types."""
+Qwen 3.5: `<tool_call><function=f><parameter=k>value</parameter></function></tool_call>`, whose values have no types.
+
+Calls of the second kind are left to the model: their values are bare text that ends where a tag begins, and a schema says
+little about such text. Those models write the first kind, too.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from edge.messages import ToolCall
+from edge.messages import Tool, ToolCall
 from edge.prompt.tools.base import Format, Known, Part, calls_of, read_json
 from edge.prompt.tools.coerce import coerce
+from edge.prompt.tools.grammar import Held, Rules, json_call, word
 from edge.prompt.tools.scan import json_end
 
 __all__ = ["HERMES", "QWEN_XML"]
@@ -84,6 +89,11 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _hold(rules: Rules, tools: Sequence[Tool]) -> Held:
+    call = json_call(rules, tools)
+    return Held(*word(_OPEN), rules.source(f"/\\n?/ {call} /\\n?/ {rules.text(_CLOSE)}"))
+
+
 _AROUND = (f"{_OPEN}\n", f"\n{_CLOSE}")
-HERMES = Format("hermes", (_OPEN,), _read, ">", _write, closes=(_CLOSE,), around=_AROUND, is_json=True)
+HERMES = Format("hermes", (_OPEN,), _read, ">", _write, closes=(_CLOSE,), around=_AROUND, hold=_hold)
 QWEN_XML = Format("qwen-xml", (_OPEN,), _read, ">", _write_xml, closes=(_CLOSE,), around=_AROUND)

@@ -1,6 +1,10 @@
 """Llama 3.1 to 3.3: the whole reply is `{"name": ..., "parameters": ...}`, perhaps behind `<|python_tag|>`.
 
 Any JSON could be a call, so it is one only at the start of a reply, and only if it names a tool that the model was told of.
+From that name on it is held to the tool's schema, since a reply about something else has no such name; behind the tag, from
+the brace on. What stands behind the tag without a brace, `tool.call(...)` and code, is left to the model.
+
+Source: the triggers of llama.cpp's `common_chat_params_init_llama_3_x`, which wait for a name, too.
 """
 
 from __future__ import annotations
@@ -9,8 +13,9 @@ import json
 import re
 from collections.abc import Sequence
 
-from edge.messages import ToolCall
+from edge.messages import Tool, ToolCall
 from edge.prompt.tools.base import Format, Known, Part, calls_of, read_json
+from edge.prompt.tools.grammar import Held, Rules, json_call
 from edge.prompt.tools.lfm2 import read_python
 from edge.prompt.tools.scan import json_end
 
@@ -70,4 +75,14 @@ def _write(calls: Sequence[ToolCall]) -> str:
     return "\n".join(rows)
 
 
-LLAMA3 = Format("llama3", (_TAG, "{"), _read, "}", _write, only_first=True, keeps_open=True, around=("", ""), key="parameters")
+def _hold(rules: Rules, tools: Sequence[Tool]) -> Held:
+    call = json_call(rules, tools, key="parameters", before={"type": {"const": "function"}})
+    names = "|".join(re.escape(tool.name) for tool in tools)
+    named = rf'\{{\s?(?:"type":\s?"function",\s?)?"name":\s?"(?:{names})"'
+    opening = rf"[\s;,]{{0,4}}(?:{re.escape(_TAG)}\s?(?=\{{)|(?={named}))"
+    return Held(opening, 100 + max(len(tool.name) for tool in tools), rules.source(call), is_first=True)
+
+
+LLAMA3 = Format(
+    "llama3", (_TAG, "{"), _read, "}", _write, only_first=True, keeps_open=True, around=("", ""), key="parameters", hold=_hold
+)

@@ -1,5 +1,8 @@
 """Mistral: `[TOOL_CALLS][{"name": ..., "arguments": ...}]` up to version 7 of its tokenizers, later
-`[TOOL_CALLS]name[ARGS]{...}`, with `[CALL_ID]id` between the two in some."""
+`[TOOL_CALLS]name[ARGS]{...}`, with `[CALL_ID]id` between the two in some.
+
+A template does not always tell which of them its model writes, so a call is held to whichever it begins.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import json
 import re
 from collections.abc import Sequence
 
-from edge.messages import ToolCall
+from edge.messages import Tool, ToolCall
 from edge.prompt.tools.base import Format, Known, Part, calls_of, read_json
+from edge.prompt.tools.grammar import Held, Rules, json_arguments, json_calls, one_of, word
 from edge.prompt.tools.scan import json_end
 
 __all__ = ["MISTRAL"]
@@ -38,4 +42,13 @@ def _write(calls: Sequence[ToolCall]) -> str:
     return "".join(f"{_OPEN}{call.name}[ARGS]{json.dumps(call.arguments, ensure_ascii=False)}" for call in calls)
 
 
-MISTRAL = Format("mistral", (_OPEN,), _read, "}]", _write, closes=("[ARGS]", "[CALL_ID]"), around=(f"{_OPEN}[", "]"))
+def _hold(rules: Rules, tools: Sequence[Tool]) -> Held:
+    id = {"type": "string", "pattern": "^[a-zA-Z0-9]{9}$"}
+    listed = json_calls(rules, tools, behind={"id": id}, is_tight=True)
+    between = f"({rules.text('[CALL_ID]')} /[a-zA-Z0-9]{{9}}/)? {rules.text('[ARGS]')}?"
+    named = [f"{rules.text(tool.name)} {between} {json_arguments(rules, tool)}" for tool in tools]
+    return Held(*word(_OPEN), rules.source(f"/ ?/ {one_of([listed, *named])}"))
+
+
+_MARKERS = ("[ARGS]", "[CALL_ID]")
+MISTRAL = Format("mistral", (_OPEN,), _read, "}]", _write, closes=_MARKERS, around=(f"{_OPEN}[", "]"), hold=_hold)

@@ -1,17 +1,22 @@
-"""Phi-4-mini: `functools[{"name": ..., "arguments": ...}]` at the start of a reply, or `<|tool_call|>[...]<|/tool_call|>`."""
+"""Phi-4-mini: `functools[{"name": ..., "arguments": ...}]` at the start of a reply, or `<|tool_call|>[...]<|/tool_call|>`.
+
+`functools` is a word of Python's, too: a call is held from the brackets on.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
-from edge.messages import ToolCall
+from edge.messages import Tool, ToolCall
 from edge.prompt.tools.base import Format, Known, Part, calls_of, read_json
+from edge.prompt.tools.grammar import Held, Rules, json_calls
 from edge.prompt.tools.scan import json_end
 
 __all__ = ["PHI4", "read_array"]
 
-_CLOSE = "<|/tool_call|>"
+_OPEN, _CLOSE = "<|tool_call|>", "<|/tool_call|>"
 
 
 def read_array(text: str, known: Known, is_over: bool) -> tuple[int, Sequence[Part]] | None:
@@ -35,13 +40,20 @@ def _write(calls: Sequence[ToolCall]) -> str:
     return f"functools{json.dumps(rows, ensure_ascii=False)}"
 
 
+def _hold(rules: Rules, tools: Sequence[Tool]) -> Held:
+    opening = rf"\s{{0,2}}(?:functools(?=\[\s?\{{)|{re.escape(_OPEN)})"
+    grammar = rules.source(f"{json_calls(rules, tools)} {rules.text(_CLOSE)}?")
+    return Held(opening, 16 + len(_OPEN), grammar, is_first=True)
+
+
 PHI4 = Format(
     "phi4-mini",
-    ("functools", "<|tool_call|>"),
+    ("functools", _OPEN),
     read_array,
     "]}>",
     _write,
     only_first=True,
     closes=(_CLOSE,),
     around=("functools[", "]"),
+    hold=_hold,
 )
