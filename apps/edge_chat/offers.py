@@ -42,7 +42,7 @@ def list_choices(
     device = device or probe()
     free_bytes = free_memory(device) + in_use_bytes
     catalog = load_catalog(settings)
-    silent = {name for name, entry in catalog.items() if entry.embeddings}  # they do not chat
+    silent = {name for name, entry in catalog.items() if entry.embeddings or entry.voice}  # they do not chat
     # A model in several formats is one choice; the plan decides which one runs.
     installed: dict[str, list[Installed]] = {}
     for model in list_models(settings):

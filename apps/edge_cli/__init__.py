@@ -8,7 +8,7 @@ run.py         `edge run`; prompt.py, its message; constraint.py, what its answe
 batch.py       `edge batch`; score.py, `edge score`; jsonl.py, files of JSON lines, and results that survive the process
 embed.py       `edge embed`
 chat.py        `edge chat`; first_use.py, the engines compared before the first one; serve.py, `edge serve`; mcp.py, `edge mcp`
-models.py      `edge models`; models_listing.py, its tables
+models.py      `edge models`; models_listing.py, its tables; models_voice.py, models for voice
 devices.py     `edge devices`; doctor.py, `edge doctor`; checks.py, the checks of it
 config.py      `edge config`; settings_check.py, values that are known elsewhere
 conversations.py  `edge conversations`; conversations_listing.py, its tables

@@ -11,10 +11,12 @@ from click.shell_completion import CompletionItem
 __all__ = [
     "complete_backend",
     "complete_conversation",
+    "complete_downloadable",
     "complete_file",
     "complete_kv_type",
     "complete_local_model",
     "complete_model",
+    "complete_removable",
     "complete_role",
     "complete_setting",
     "complete_setting_name",
@@ -41,7 +43,16 @@ def _catalogue() -> Iterable[tuple[str, str]]:
     from edge.catalog import load_catalog
     from edge.config import load_settings
 
-    return ((name, entry.description) for name, entry in load_catalog(load_settings()).items())
+    return ((name, entry.description) for name, entry in load_catalog(load_settings()).items() if entry.voice is None)
+
+
+def _downloadable() -> Iterable[tuple[str, str]]:
+    """Return what `edge models pull` and `show` take: those for voice, too, and the set of them."""
+    from edge.catalog import load_catalog
+    from edge.config import load_settings
+
+    names = ((name, entry.description) for name, entry in load_catalog(load_settings()).items())
+    return [*names, ("voice", "The models of a voice conversation.")]
 
 
 def _fetched_models() -> Iterable[tuple[str, str]]:
@@ -49,6 +60,14 @@ def _fetched_models() -> Iterable[tuple[str, str]]:
     from edge.config import load_settings
 
     return ((model.name, model.origin) for model in list_models(load_settings()) if model.owner == "edge")
+
+
+def _removable() -> Iterable[tuple[str, str]]:
+    from edge.catalog import list_voice
+    from edge.config import load_settings
+
+    voice = ((entry.name, found.origin) for entry, found in list_voice(load_settings()) if found.owner == "edge")
+    return [*_fetched_models(), *voice]
 
 
 def _roles() -> Iterable[tuple[str, str]]:
@@ -122,7 +141,13 @@ def complete_model(ctx: click.Context, param: Any, incomplete: str) -> list[Comp
     return _completer(_catalogue)(ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
+def complete_downloadable(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
+    """Complete as `complete_model`, and models for voice, too."""
+    return _completer(_downloadable)(ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
+
+
 complete_local_model = _completer(_fetched_models)
+complete_removable = _completer(_removable)
 complete_setting_name = _completer(_settings)
 complete_backend = _completer(_backends)
 complete_kv_type = _completer(_kv_types)

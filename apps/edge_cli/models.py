@@ -9,9 +9,9 @@ import click
 
 from edge.names import FORMATS, Format
 from edge.units import size_text
-from edge_cli import output, signals
+from edge_cli import models_voice, output, signals
 from edge_cli.app import App, pass_app
-from edge_cli.completers import complete_local_model, complete_model
+from edge_cli.completers import complete_downloadable, complete_removable
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from edge.catalog import ArtifactEntry, CatalogEntry, Installed
     from edge.config import Settings
+    from edge.sources.base import Found
 
 __all__ = ["models"]
 
@@ -49,26 +50,27 @@ def ls(app: App, is_here_only: bool, as_json: bool) -> None:
     "~" before a size means as published when this edge was made. The memory column says whether a model fits into the memory
     that is free now: "tight" with a shorter context than usual, "too large" not at all.
     """
-    from edge.catalog import list_for_converters, list_models, load_catalog
+    from edge.catalog import list_for_converters, list_models, list_voice, load_catalog
     from edge.plan.verdict import free_memory
     from edge_cli import models_listing as listing
 
     settings = app.settings()
-    installed, sources = list_models(settings), list_for_converters(settings)
-    rest = [] if is_here_only else listing.missing_from(installed, load_catalog(settings))
+    installed, sources, voice = list_models(settings), list_for_converters(settings), list_voice(settings)
+    rest = [] if is_here_only else listing.missing_from(installed, voice, load_catalog(settings))
     if as_json:
         output.json_object(
             [listing.installed_json(model) for model in installed]
             + [listing.source_json(*pair) for pair in sources]
+            + [models_voice.voice_json(entry, found, entry.name) for entry, found in voice]
             + [listing.entry_json(*pair) for pair in rest]
         )
         return
-    rows = listing.list_rows(installed, sources, rest, load_catalog(settings), free_memory(app.probe()))
+    rows = listing.list_rows(installed, sources, voice, rest, load_catalog(settings), free_memory(app.probe()))
     if not rows:
         output.note("There is no model on this device. Download one with: edge models pull smollm2-135m")
     listing.print_rows(rows)
     if rows and output.is_terminal(sys.stdout):
-        _note_sizes(installed, rest)
+        _note_sizes([*installed, *(found for _, found in voice)], rest)
 
 
 @models.command(
@@ -77,9 +79,10 @@ def ls(app: App, is_here_only: bool, as_json: bool) -> None:
         "edge models pull phi3-mini --format onnx",
         "edge models pull hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M",
         "edge models pull gemma3-1b --accept-licence",
+        "edge models pull voice",
     )
 )
-@click.argument("model", required=False, shell_complete=complete_model)
+@click.argument("model", required=False, shell_complete=complete_downloadable)
 @_format_option("Download this format [the best that can be run here].")
 @click.option("--accept-licence", is_flag=True, help="Agree to the licence, where the model requires it.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -88,13 +91,16 @@ def ls(app: App, is_here_only: bool, as_json: bool) -> None:
 def pull(app: App, model: str | None, form: Format | None, accept_licence: bool, quiet: bool, as_json: bool) -> int:
     """Download a model in its newest version and print its path; without a name, the default model.
 
-    An interrupted download resumes where it stopped.
+    "voice" downloads the models of a voice conversation. An interrupted download resumes where it stopped.
     """
     from edge.catalog import pull as pull_model
     from edge_cli.models_listing import artifact_json
     from edge_cli.progress import PullProgress
 
     settings = app.settings()
+    if voice := models_voice.expand_voice(model or settings.model, settings):
+        _refuse_format(form, voice[0])
+        return models_voice.pull(voice, settings, accept_licence=accept_licence, is_quiet=quiet, as_json=as_json)
     formats = (form,) if form else _formats_here(app, settings)
     try:
         with PullProgress(is_silent=quiet) as progress:
@@ -123,7 +129,7 @@ def pull(app: App, model: str | None, form: Format | None, accept_licence: bool,
         "edge models show --verify ~/models/other.gguf",
     )
 )
-@click.argument("model", shell_complete=complete_model)
+@click.argument("model", shell_complete=complete_downloadable)
 @_format_option("Show this format [the best that is here].")
 @click.option("--path", "is_path_only", is_flag=True, help="Print only the path of its file or folder.")
 @click.option("--verify", "is_verified", is_flag=True, help="Read its files and check their SHA-256.")
@@ -137,6 +143,10 @@ def show(app: App, model: str, form: Format | None, is_path_only: bool, is_verif
     from edge_cli.progress import PullProgress
 
     settings = app.settings()
+    if voice := models_voice.expand_voice(model, settings):
+        _refuse_format(form, voice[0])
+        models_voice.show(voice, settings, is_path_only=is_path_only, is_verified=is_verified, as_json=as_json)
+        return
     entry = find_entry(model, settings)
     # Formats that can only be run elsewhere can be shown too.
     formats = (form,) if form else tuple(dict.fromkeys([*_formats_here(app, settings), *FORMATS]))
@@ -193,7 +203,7 @@ def add(app: App, name: str, where: str) -> int:
 
 
 @models.command(epilog=examples("edge models rm qwen2.5-0.5b", "edge models rm phi3-mini --format onnx"))
-@click.argument("names", nargs=-1, required=True, shell_complete=complete_local_model, metavar="MODEL...")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_removable, metavar="MODEL...")
 @_format_option("Remove only this format [all].")
 @json_option
 @pass_app
@@ -203,13 +213,13 @@ def rm(app: App, names: tuple[str, ...], form: Format | None, as_json: bool) -> 
     A model of your own catalogue that is in a file or folder of yours is only removed from the catalogue. If one model cannot
     be removed, the others still are; the exit code is that of the first failure.
     """
-    from edge.catalog import remove
+    from edge.catalog import find_bundle, remove
     from edge.errors import EdgeError
 
     settings = app.settings()
     results: list[dict[str, Any]] = []
     exit_codes: list[int] = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(one for given in names for one in find_bundle(given, settings) or (given,)):
         try:
             removed = remove(name, settings, formats=(form,) if form else FORMATS)
         except EdgeError as error:
@@ -239,6 +249,13 @@ def _formats_here(app: App, settings: Settings) -> tuple[Format, ...]:
     return rank_formats(app.probe(), PlanRequest(backend=settings.backend, require=settings.require))
 
 
+def _refuse_format(form: Format | None, name: str) -> None:
+    if form is not None:
+        from edge.errors import UsageError
+
+        raise UsageError(f"{name} is for voice, and comes in one form only.", "Leave out --format.")
+
+
 def _show_formats(entry: CatalogEntry, installed: Sequence[Installed]) -> None:
     from edge_cli.models_listing import format_rows
 
@@ -247,7 +264,7 @@ def _show_formats(entry: CatalogEntry, installed: Sequence[Installed]) -> None:
         output.table(format_rows(entry, installed), ("format", "size", "where"))
 
 
-def _note_sizes(installed: Sequence[Installed], rest: Sequence[tuple[CatalogEntry, ArtifactEntry]]) -> None:
+def _note_sizes(installed: Sequence[Installed | Found], rest: Sequence[tuple[CatalogEntry, ArtifactEntry]]) -> None:
     """Print the total size of the models here, and the meaning of an unknown size."""
     from edge_cli.models_listing import FROM_HUB, UNKNOWN
 

@@ -47,9 +47,11 @@ is_hybrid
 """
 
 
-def missing_from(installed: Sequence[Installed], catalog: dict[str, CatalogEntry]) -> list[tuple[CatalogEntry, ArtifactEntry]]:
+def missing_from(
+    installed: Sequence[Installed], voice: Sequence[tuple[CatalogEntry, Found]], catalog: dict[str, CatalogEntry]
+) -> list[tuple[CatalogEntry, ArtifactEntry]]:
     """Return the artifacts of the catalogue that are not on this device."""
-    known = {name for model in installed for name in model.used_by}
+    known = {name for model in installed for name in model.used_by} | {found.reference for _, found in voice}
     return [(entry, artifact) for entry in catalog.values() for artifact in entry.artifacts if artifact.reference not in known]
 
 
@@ -63,6 +65,7 @@ def listed_size(artifact: ArtifactEntry) -> str:
 def list_rows(
     installed: Sequence[Installed],
     sources: Sequence[tuple[str, Found]],
+    voice: Sequence[tuple[CatalogEntry, Found]],
     missing: Sequence[tuple[CatalogEntry, ArtifactEntry]],
     catalog: Mapping[str, CatalogEntry],
     free_bytes: int,
@@ -70,7 +73,8 @@ def list_rows(
     """Return a row for each model in each format, with the cells of HEADINGS.
 
     Args:
-        installed, sources, missing: models here, checkpoints and adapters here, and artifacts that can be downloaded.
+        installed, sources, voice: models here; checkpoints and adapters here; models for voice here.
+        missing: artifacts that can be downloaded.
         catalog: what is known about the models.
         free_bytes: memory that a model may take.
     """
@@ -94,10 +98,14 @@ def list_rows(
         where = f"here, for edge convert, from {found.origin}"
         size = size_text(found.size_bytes)
         rows.append((found.reference, kind, size, UNKNOWN, UNKNOWN, found.licence or "", where, ""))
+    for entry, found in voice:
+        where, verdict = f"here, from {found.origin}", memory(found.size_bytes)
+        size = size_text(found.size_bytes)
+        rows.append((entry.name, entry.purpose, size, *about(entry.name)[:1], verdict, entry.licence, where, entry.description))
     for entry, artifact in missing:
         count, good_for = about(entry.name)
         verdict = memory(artifact.size_bytes or artifact.about_bytes)
-        kind = kind_of(artifact.form, artifact.quantisation)
+        kind = entry.purpose if entry.voice else kind_of(artifact.form, artifact.quantisation)
         rows.append(
             (entry.name, kind, listed_size(artifact), count, verdict, entry.licence, where_from(entry, artifact), good_for)
         )
@@ -170,7 +178,8 @@ def entry_json(entry: CatalogEntry, artifact: ArtifactEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "is_here": False,
-        "format": artifact.form,
+        "format": None if entry.voice else artifact.form,
+        "voice": entry.voice,
         "quantisation": artifact.quantisation,
         "reference": artifact.reference,
         "title": entry.title,

@@ -74,7 +74,7 @@ def resolve(
         formats: usable formats, best first; only catalogue entries offer a choice.
 
     Raises:
-        UsageError: the reference is malformed or means several files.
+        UsageError: the reference is malformed, means several files, or a model for voice.
         ModelNotFoundError: there is no such model; the nearest name is in the hint.
         ModelFileError: it is here but not a usable model, or changed since it was fetched.
         DownloadError, AccessDeniedError, ChecksumError, StorageError: it could not be fetched.
@@ -113,11 +113,13 @@ def check_reference(reference: str, settings: Settings) -> None:
     """Check that a reference can name a model, on this device or not. Needs no network.
 
     Raises:
-        UsageError: the reference is malformed.
+        UsageError: the reference is malformed, or means a model for voice.
         ModelNotFoundError: there is no such name or file; the nearest name is in the hint.
         ModelFileError, StorageError: it is here but cannot be used.
     """
-    Request(reference, settings).find()
+    request = Request(reference, settings)
+    request.check_chats()
+    request.find()
 
 
 def pull_checkpoint(reference: str, *, settings: Settings, on_progress: OnProgress | None = None) -> Found | None:

@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from edge.config.schema import Settings
 
 __all__ = [
+    "VOICE",
     "CatalogEntry",
+    "Voice",
     "add_artifact",
     "check_name",
     "drop_artifacts",
+    "find_bundle",
     "find_entry",
     "is_reference",
     "load_catalog",
@@ -41,6 +44,17 @@ __all__ = [
 
 _MAX_BYTES = 16 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+
+
+Voice = Literal["activity", "endpoint", "recognition", "speech"]
+
+VOICE: dict[Voice, str] = {
+    "activity": "voice activity",
+    "endpoint": "end of turn",
+    "recognition": "speech recognition",
+    "speech": "speech",
+}
+"""Stage of a voice conversation -> in words, what its models are for."""
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,6 +71,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         context: trained context, in tokens.
         base: it continues text and does not chat.
         embeddings: it turns texts into vectors and does not chat.
+        voice: the stage of a voice conversation that it serves, see VOICE; it does not chat.
         template: name of its chat format, for files without a template.
         system: best system prompt if the user gives none, "" for an empty one; None leaves it to the template.
         sampling: fields of edge.types.Sampling that its makers advise, if the user did not set them.
@@ -74,12 +89,18 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     context: int | None = None
     base: bool = False
     embeddings: bool = False
+    voice: Voice | None = None
     template: str | None = None
     system: str | None = None
     sampling: dict[str, int | float] = {}
 
     def __post_init__(self) -> None:
         Sampling(**self.sampling)  # type: ignore[arg-type]
+
+    @property
+    def purpose(self) -> str:
+        """What it is for, in words: "chat", "embeddings" or a stage of voice."""
+        return VOICE[self.voice] if self.voice else "embeddings" if self.embeddings else "chat"
 
 
 def load_catalog(settings: Settings | None = None) -> dict[str, CatalogEntry]:
@@ -110,6 +131,15 @@ def find_entry(name: str, settings: Settings) -> CatalogEntry | None:
     """Return the model with that name, case ignored. Raises as `load_catalog`."""
     catalog = load_catalog(settings)
     return catalog.get(name) or catalog.get(name.lower())
+
+
+def find_bundle(name: str, settings: Settings) -> tuple[str, ...]:
+    """Return the names of the models of a bundle such as "voice"; () if there is none, or a model of that name.
+
+    Raises:
+        ConfigError: as `load_catalog`.
+    """
+    return () if find_entry(name, settings) else _bundles().get(name.lower(), ())
 
 
 def add_artifact(name: str, artifact: ArtifactEntry, settings: Settings) -> None:
@@ -194,6 +224,12 @@ def _shipped() -> dict[str, CatalogEntry]:
     return read_catalog(path)
 
 
+@functools.cache
+def _bundles() -> dict[str, tuple[str, ...]]:
+    path = shipped("catalog.toml")
+    return {} if path is None else _read(path, tuple[str, ...], "Install edge again.", "bundles")
+
+
 @functools.lru_cache(maxsize=4)
 def _with_own(path: Path, stamp: tuple[int, ...]) -> dict[str, CatalogEntry]:
     """Merge both catalogues. The arguments change with the user's file, so that it is read again then."""
@@ -239,14 +275,14 @@ def read_catalog(path: Path) -> dict[str, CatalogEntry]:
     return {name: msgspec.structs.replace(entry, name=name) for name, entry in entries.items()}
 
 
-def _read(path: Path, kind: Any, hint: str) -> dict[str, Any]:
+def _read(path: Path, kind: Any, hint: str, table: str = "models") -> dict[str, Any]:
     try:
         with open_file(path) as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError("it is longer than a catalogue can be (16 MiB)")
         document = parse_toml(path, toml_text(path, data))
-        found: dict[str, Any] = msgspec.convert(document.get("models", {}), dict[str, kind])
+        found: dict[str, Any] = msgspec.convert(document.get(table, {}), dict[str, kind])
     except ConfigError as error:
         raise ConfigError(error.message, hint) from None
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from edge.names import FORMATS, Format
 from edge.sources import SOURCES, open_source
 from edge.sources.base import Context, Found, Source
 from edge.sources.local import LocalSource
+from edge.sources.packages import PackagesSource
 
 if TYPE_CHECKING:
     from edge.config.schema import Settings
@@ -52,11 +53,15 @@ class Installed:
 
 def source_of(reference: str, context: Context) -> Source:
     """Return the source for a reference, or for a path, which the user's own catalogue may name."""
+    if context.entry is not None and context.entry.is_folder:
+        return PackagesSource(context)
     return open_source(reference.partition(":")[0], context) if is_reference(reference) else LocalSource(context)
 
 
 def list_models(settings: Settings) -> list[Installed]:
     """List every model on this device that edge can load by a name: its own, Ollama's, and those in installed packages.
+
+    Models for voice are not among them: see `edge.catalog.list_voice`.
 
     Raises:
         StorageError: the models folder cannot be read.
@@ -69,7 +74,7 @@ def list_models(settings: Settings) -> list[Installed]:
         names.setdefault(model.path, []).extend([*known, model.reference, *model.names])
 
     for entry in load_catalog(settings).values():
-        for artifact in entry.artifacts:
+        for artifact in entry.artifacts if entry.voice is None else ():
             context = Context(settings, entry.name, artifact)
             model = source_of(artifact.reference, context).find(artifact.reference)
             if model:

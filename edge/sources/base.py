@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -64,21 +65,25 @@ OnProgress = Callable[[DownloadProgress], None]
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One part of a model that is published in several packages and has to be concatenated.
+    """One file of a package: a part of a model that has to be concatenated, or a file of a model that is a folder.
 
     Attributes:
-        reference: of the package: "pypi:package==1.0".
+        reference: of the package: "pypi:package==1.0", or "npm:package@1.0" if the model is a folder.
         file: path of the part inside the package.
+        name: of the file in the folder that it is, or is a part of; "" if the model is one file.
         size_bytes: of the part.
         sha256: of the part.
-        archive_sha256: of the package's wheel.
+        archive_sha256: of the package's wheel or tarball.
+        platform: tag of the wheel, if there is none for every system; the file is the same in all of them.
     """
 
     reference: str
     file: str
     size_bytes: int
     sha256: str
+    name: str = ""
     archive_sha256: str | None = None
+    platform: str = ""
 
 
 class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,7 +98,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         about_bytes: its size as published at the time of writing; shown, and never held against what arrives.
         sha256: of the file; of a folder, that of its weights as `edge models show --verify` prints it.
         archive_bytes, archive_sha256: of the package that holds it.
-        pieces: the parts it is published in, in order.
+        pieces: the parts it is published in, in order; those of one file of a folder follow each other.
         recipe: how the file is made of a checkpoint in the package, whose folder is `file`; sha256 and size are of the result.
     """
 
@@ -114,6 +119,20 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for value in (self.sha256, self.archive_sha256, *hashes):
             if value is not None and not is_sha256(value):
                 raise ValueError(f"{value!r} is not a SHA-256")
+        names = [name for name, _ in groupby(piece.name for piece in self.pieces)]
+        if len(names) != len(set(names)) or ("" in names and len(names) > 1):
+            raise ValueError("the pieces of a file do not follow each other")
+        for name in names:
+            parts = name.split("/")
+            if name and (
+                not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts)
+            ):
+                raise ValueError(f"{name!r} is not a name inside a folder")
+
+    @property
+    def is_folder(self) -> bool:
+        """True if it is a folder of files out of packages, which is what models for voice are."""
+        return any(piece.name for piece in self.pieces)
 
     @property
     def form(self) -> Format:

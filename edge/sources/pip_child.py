@@ -33,6 +33,7 @@ def download_wheel(
     store: Store,
     *,
     size_bytes: int | None,
+    platform: str = "",
     offline: bool,
     on_bytes: Callable[[int], None],
 ) -> Iterator[Path]:
@@ -45,6 +46,7 @@ def download_wheel(
         sha256: of the wheel; pip refuses any other.
         store: gets the folder, and its disk has to have room.
         size_bytes: of the file inside, for that check.
+        platform: tag of the wheel, if it is not one of this system.
         offline: refuse instead.
         on_bytes: called with the number of bytes so far; may raise to stop.
 
@@ -73,6 +75,7 @@ def download_wheel(
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
         command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2", "--quiet"]
         command += ["--require-hashes"] if sha256 else []
+        command += ["--platform", platform] if platform else []
         # Only this log has the answers of the index: pip itself says that there is "no matching distribution".
         command += ["--log", str(work / _DEBUG_LOG), "--dest", str(target), "--requirement", str(requirements)]
         # The user's own settings and variables hold; only its temporary files go to the disk that was checked for room.

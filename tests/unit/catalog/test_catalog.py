@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from edge.catalog import add_model, list_models, load_catalog, pull, remove, resolve, resolve_all, verify
 from edge.catalog import entries as catalog_file
+from edge.catalog.installed import source_of
 from edge.config import Settings, load_settings
 from edge.errors import (
     ConfigError,
@@ -71,19 +72,20 @@ def test_the_catalogue_is_whole(settings: Settings) -> None:
         assert entry.licence_url.startswith("https://")
         assert entry.artifacts
         # A licence that is not one of the free ones has to be agreed to.
-        assert entry.accept_licence == (entry.licence not in ("Apache-2.0", "MIT"))
+        assert entry.accept_licence == (entry.licence not in ("Apache-2.0", "MIT", "BSD-2-Clause"))
         for artifact in entry.artifacts:
             kind = artifact.reference.partition(":")[0]
-            source = open_source(kind, Context(settings))
+            source = source_of(artifact.reference, Context(settings, name, artifact))
             assert source.canonical(artifact.reference) == artifact.reference
             if kind == "pypi":
                 assert "==" in artifact.reference
-                assert artifact.sha256
+                assert artifact.sha256 or artifact.is_folder
                 assert artifact.size_bytes
                 assert artifact.archive_sha256 or artifact.pieces
             for piece in artifact.pieces:
                 assert piece.archive_sha256
             if artifact.pieces:
+                assert (entry.voice is not None) == artifact.is_folder
                 assert sum(piece.size_bytes for piece in artifact.pieces) == artifact.size_bytes
 
 

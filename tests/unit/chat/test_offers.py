@@ -58,6 +58,8 @@ def test_a_measured_speed_is_shown(own_home: Path, tmp_path: Path, monkeypatch: 
 
 def test_every_model_of_the_catalogue_says_what_one_decides_by() -> None:
     for name, entry in load_catalog().items():
+        if entry.voice is not None:
+            continue  # they are not offered
         first = entry.artifacts[0]
         assert entry.parameters and entry.description.endswith("."), name
         size = first.size_bytes or first.about_bytes
