@@ -22,6 +22,7 @@ types.py      values that all rooms use; errors.py, every error; names.py, forma
 functions.py  functions as tools; tool_runner.py, runs what a model calls
 registry.py   the engines, a row each; adapters.py, LoRA adapters and the scales at which they are applied
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
+database.py   SQLite files: safe opening, migrations, transactions
 child.py      child processes; forks.py, what a forked one never waits for
 units.py      sizes and durations as text; lazy.py, package faces
 """

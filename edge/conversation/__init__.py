@@ -3,7 +3,7 @@
 store.py        `ConversationStore`
 reply_saver.py  saves a reply while it is generated
 claims.py       one process answers a conversation at a time
-db.py           the SQLite file: opening, schema, transactions, errors
+db.py           the SQLite file: schema, and marks of the processes that write there
 tree.py         rows and values: nodes, attachments, search hits
 files.py        JSON; markdown.py, Markdown
 imports.py      files of conversations: which program wrote them

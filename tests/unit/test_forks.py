@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edge import database
 from edge.conversation import db
 from edge.forks import ProcessLock, lazy_property
 from edge.formats import artifact
@@ -92,7 +93,7 @@ def test_a_child_opens_conversations_while_its_parent_did(tmp_path: Path, monkey
     inside, close = Inside(), os.close
 
     def slow_close(descriptor: int) -> None:
-        if db._creation_lock._lock.locked():
+        if database._creation_lock._lock.locked():
             inside()
         close(descriptor)
 

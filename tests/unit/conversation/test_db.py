@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil  # noqa: F401 -- before a test changes sys.platform
 import pytest
 
+from edge import database
 from edge.conversation import ConversationStore
 from edge.conversation import db as conversation_db
 from edge.conversation import tree as conversation_tree
@@ -142,7 +143,7 @@ def test_a_lock_that_stays_is_an_error_and_one_that_goes_is_waited_for(tmp_path:
     other = sqlite3.connect(tmp_path / "c.db", isolation_level=None, check_same_thread=False)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(conversation_db, "BUSY_TIMEOUT_S", 0.05)
+            patch.setattr(database, "BUSY_TIMEOUT_S", 0.05)
             impatient = ConversationStore(tmp_path / "c.db")
         with impatient, ConversationStore(tmp_path / "c.db") as patient:
             other.execute("BEGIN IMMEDIATE")
@@ -170,7 +171,7 @@ def test_opening_waits_for_a_reader_of_a_file_that_has_no_log_yet(tmp_path: Path
         other.execute("BEGIN")
         other.execute("SELECT * FROM node").fetchall()
         with monkeypatch.context() as patch:
-            patch.setattr(conversation_db, "BUSY_TIMEOUT_S", 0.05)
+            patch.setattr(database, "BUSY_TIMEOUT_S", 0.05)
             with pytest.raises(StorageError, match="locked"):
                 ConversationStore(path)
         timer = threading.Timer(0.1, other.execute, ["COMMIT"])
