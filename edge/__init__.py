@@ -8,7 +8,7 @@ Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; dialogue.py, a stored conversation with it
 loading.py    from a name to a loaded model; planning.py, from a name to a plan
-embedding/    texts as vectors
+embedding/    texts as vectors; documents/, files that are searched by them and by their words
 asking.py     what it answers without one; judging.py, how likely it finds answers; responding.py, answers as values;
               batch.py, many prompts; scoring.py, how likely given answers are
 runtime.py    several models under one memory budget; testing.py, a fake model for the tests of programs

@@ -98,7 +98,7 @@ class Ended:
 class Child:
     """A running child process with pipes for stdin and stdout. Use it in a `with` block, which kills what still runs.
 
-    Any thread may call `stop`; everything else belongs to one thread.
+    Any thread may call `stop` and `memory_bytes`; everything else belongs to one thread.
 
     Args:
         command: its command line, such as `python_command` returns.
@@ -147,6 +147,16 @@ class Child:
         assert self._process.stdout
         self.send(line)
         return self._process.stdout.readline()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that it takes now (resident set size); 0 if it has ended."""
+        import psutil
+
+        try:
+            return int(psutil.Process(self._process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
 
     def wait(self) -> Ended:
         """Wait for its end."""

@@ -46,7 +46,7 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The directories of edge. All absolute; none is made before something is written there.
 
     Attributes:
-        data_dir: conversations and crash reports.
+        data_dir: conversations, collections of documents, and crash reports.
         cache_dir: files that can be recomputed: KV blocks, the canary's verdict.
         models_dir: models; `models` below data_dir unless set.
         config_file: the settings file. Not a setting of the file itself: EDGE_CONFIG names it.
@@ -81,6 +81,11 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def conversations_file(self) -> Path:
         """File of the conversations, which the chat app and `edge run --continue` share."""
         return self.data_dir / "conversations.db"
+
+    @property
+    def documents_dir(self) -> Path:
+        """Folder of the collections of documents, each a folder."""
+        return self.data_dir / "documents"
 
 
 def default_paths(environ: Mapping[str, str] | None = None) -> Paths:

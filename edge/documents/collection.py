@@ -1,0 +1,275 @@
+"""A collection of documents: files go in, passages with their places come out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
+
+from edge.database import Database
+from edge.documents import db
+from edge.documents.adding import Adding
+from edge.documents.base import (
+    DEFAULT_COLLECTION,
+    NAME_PATTERN,
+    AddReport,
+    CollectionInfo,
+    Document,
+    How,
+    OnAdd,
+    Passage,
+)  # fmt: skip
+from edge.documents.meaning import Meaning
+from edge.documents.search import fuse, search_words
+from edge.errors import UsageError
+from edge.files import absolute_path, make_private_dir
+
+if TYPE_CHECKING:
+    from edge.embedding import Embedder
+
+__all__ = ["Collection", "collections"]
+
+FILE_NAME = "documents.db"
+_POOL = 50  # passages of each search that are ranked together
+_MOST = 1000
+
+
+class Collection:
+    """Documents that are searched together. May be used from any thread; `Collection.open` makes one.
+
+    Attributes:
+        name: of the collection.
+        folder: of its files.
+    """
+
+    def __init__(self, name: str, folder: Path, embedder: Embedder | str | None) -> None:
+        self.name, self.folder = name, folder
+        make_private_dir(folder)
+        self._db = Database(folder / FILE_NAME, db.SCHEMA)
+        self._meaning = Meaning(self._db, folder, embedder)
+
+    @classmethod
+    def open(
+        cls, name: str = DEFAULT_COLLECTION, *, store: Path | None = None, embedder: Embedder | str | None = None
+    ) -> Collection:
+        """Open a collection, and make it if there is none of that name. Close it, or use it in a `with` block.
+
+        Args:
+            name: letters, digits, "-" and "_"; 64 at most.
+            store: folder of all collections; None is the user's.
+            embedder: a loaded embedding model, which the caller closes; or the name of one, "" for none: then passages are
+                found by their words only. None is the model that the collection was made with, else the default one, if it
+                is on this device. A model is loaded when it is first needed, and never downloaded.
+
+        Raises:
+            UsageError: that cannot be a name.
+            StorageError: its files cannot be made or opened, or are damaged.
+        """
+        return cls(check_name(name), _store(store) / name, embedder)
+
+    def add(
+        self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], on_progress: OnAdd | None = None
+    ) -> AddReport:
+        """Read files, and those below folders, and remember the paths for `update`.
+
+        What is unchanged is not read again (by size and time, then by content), and what is gone from a folder is removed. Each
+        document is stored when it was read, so whatever ends this, a kill too, leaves the ones before; vectors that are
+        missing then are computed by the next `add` or `update`.
+
+        Args:
+            paths: files and folders. What cannot be read is skipped, each file with its reason.
+            on_progress: see `OnAdd`.
+
+        Raises:
+            UsageError: there is no path, or one of them is missing.
+            CancelledError: on_progress said False.
+            StorageError: the disk is full, or the collection cannot be written.
+            BackendError: the embedding model failed; the words of all documents are stored by then.
+        """
+        given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        if not given:
+            raise UsageError("There is no path to add.", "Give files or folders.")
+        found = [_present(path) for path in given]
+        with self._db.write() as connection:
+            connection.executemany("INSERT OR IGNORE INTO source VALUES (?)", [(db.path_key(path),) for path in found])
+        return self._adding(on_progress).run(found)
+
+    def update(self, on_progress: OnAdd | None = None) -> AddReport:
+        """Look at all paths that were added: read what changed, and remove documents whose files are gone.
+
+        A path that is missing as a whole, such as a disk that is not mounted, is skipped, and its documents stay.
+
+        Args, errors: as for `add`.
+        """
+        with self._db.read() as connection:
+            paths = db.sources(connection)
+        return self._adding(on_progress).run(paths)
+
+    def _adding(self, on_progress: OnAdd | None) -> Adding:
+        return Adding(self._db, self.folder, self._meaning, on_progress)
+
+    def search(self, query: str, k: int = 8, how: How = "hybrid") -> list[Passage]:
+        """Return the passages that answer a question best, best first; [] if none has anything of it.
+
+        Args:
+            query: words or a question; nothing in it is syntax.
+            k: most passages, 1 to 1,000.
+            how: "words" (BM25), "meaning" (nearest vectors), or "hybrid", the ranks of both in one. Without vectors "hybrid" is
+                "words".
+
+        Raises:
+            UsageError: the query is empty, k or `how` is none of these, or "meaning" is asked of a collection without vectors.
+            StorageError: the collection cannot be read.
+            BackendError: the embedding model failed.
+        """
+        if not query.strip():
+            raise UsageError("There is nothing to search for: the query is empty.", "Give words, or a question.")
+        if how not in get_args(How):
+            raise UsageError(f"how is {str(how)[:40]!r}.", f"Use one of {', '.join(get_args(How))}.")
+        if not 1 <= k <= _MOST:
+            raise UsageError(f"k is {k}.", f"Ask for 1 to {_MOST:,} passages.")
+        vector = None if how == "words" else self._meaning.of_query(query, is_required=how == "meaning")
+        n_pool = max(_POOL, 4 * k)
+        with self._db.read() as connection:
+            by_words = [] if how == "meaning" else search_words(connection, query, n_pool)
+            by_meaning = [] if vector is None else self._meaning.nearest(connection, vector, n_pool)
+            if how == "hybrid" and vector is not None:
+                ranked = fuse([[number for number, _ in by_words], [number for number, _ in by_meaning]])
+            else:
+                ranked = by_words or by_meaning
+            ranked = ranked[:k]
+            found = db.passages_by_id(connection, [number for number, _ in ranked])
+            similar = {} if vector is None else self._meaning.similarities(connection, vector, [number for number, _ in ranked])
+        return [
+            replace(found[number], score=score, similarity=similar.get(number)) for number, score in ranked if number in found
+        ]
+
+    def documents(self) -> list[Document]:
+        """Return the documents, by path."""
+        with self._db.read() as connection:
+            return list(db.documents(connection))
+
+    def passages(self, document_id: int) -> list[Passage]:
+        """Return the passages of a document in their order; [] if there is no such document."""
+        with self._db.read() as connection:
+            return list(db.passages(connection, document_id))
+
+    def remove(self, path: str | os.PathLike[str]) -> int:
+        """Remove a document, or all below a folder, and return how many. Their text and vectors are overwritten on the disk.
+
+        The path is no longer looked at by `update`; a file below a folder that was added comes back with it.
+
+        Raises:
+            StorageError: the collection cannot be written.
+        """
+        where = absolute_path(path)
+        with self._db.write() as connection:
+            gone = list(db.paths_below(connection, where))
+            for document_id, _ in gone:
+                db.drop_document(connection, document_id)
+            for source in db.sources(connection):
+                if source == where or where in source.parents:
+                    connection.execute("DELETE FROM source WHERE path = ?", (db.path_key(source),))
+            if gone:
+                db.optimise(connection)
+        self._meaning.wipe_deleted()
+        if gone:
+            self._db.forget_deleted()
+        return len(gone)
+
+    def delete(self) -> None:
+        """Delete the collection with all that is in it, overwritten on the disk, and close it. The documents' files stay."""
+        with self._db.read() as connection:
+            listed = [document.path for document in db.documents(connection)]
+        with self._db.write() as connection:
+            for path in listed:
+                for document_id, _ in db.paths_below(connection, path):
+                    db.drop_document(connection, document_id)
+            connection.execute("DELETE FROM source")
+            db.optimise(connection)
+        self._meaning.wipe_deleted()
+        self._db.forget_deleted()
+        self.close()
+        for file in sorted(self.folder.iterdir()):
+            file.unlink()
+        self.folder.rmdir()
+
+    @property
+    def info(self) -> CollectionInfo:
+        """The collection in numbers."""
+        with self._db.read() as connection:
+            n_passages, n_vectors = db.chunk_counts(connection)
+            n_documents = connection.execute("SELECT count(*) FROM document").fetchone()[0]
+            model = cast(str, db.get_meta(connection, "model", ""))
+            paths = tuple(db.sources(connection))
+        size = sum(file.stat().st_size for file in self.folder.iterdir())
+        return CollectionInfo(self.name, n_documents, n_passages, n_vectors, size, model, paths)
+
+    def close(self) -> None:
+        """Close its files, and the model that it loaded. May be called twice."""
+        self._meaning.close()
+        self._db.close()
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.name}>"
+
+
+def collections(store: Path | None = None) -> list[CollectionInfo]:
+    """Return the collections, by name.
+
+    Args:
+        store: as for `Collection.open`.
+
+    Raises:
+        StorageError: one of them cannot be opened.
+    """
+    found = []
+    for name in collection_names(store):
+        with Collection.open(name, store=store, embedder="") as collection:
+            found.append(collection.info)
+    return found
+
+
+def collection_names(store: Path | None = None) -> list[str]:
+    """Return the names of the collections, without opening them."""
+    folder = _store(store)
+    if not folder.is_dir():
+        return []
+    return sorted(one.name for one in folder.iterdir() if re.fullmatch(NAME_PATTERN, one.name) and (one / FILE_NAME).is_file())
+
+
+def check_name(name: str) -> str:
+    """Return the name of a collection.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(f"{name[:80]!r} cannot be the name of a collection.", 'Use letters, digits, "-" and "_".')
+    return name
+
+
+def _store(store: Path | None) -> Path:
+    if store is not None:
+        return absolute_path(store)
+    from edge.config.load import load_settings
+
+    return load_settings().paths.documents_dir
+
+
+def _present(path: str | os.PathLike[str]) -> Path:
+    found = absolute_path(path)
+    if ".." in found.parts:  # otherwise a document keeps the name that the user knows, with links in it
+        found = found.resolve()
+    if not os.path.lexists(found):
+        raise UsageError(f"There is no file or folder {str(path)[:200]}.", "Check the path.")
+    return found

@@ -1,0 +1,214 @@
+"""Passages by meaning: the embedding model of a collection, and the vectors that it made."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from edge.database import Database
+from edge.documents import db, vectors
+from edge.documents.chunks import CountTokens, estimate_tokens
+from edge.errors import ModelNotFoundError, UsageError
+from edge.forks import ProcessLock
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge.embedding import Embedder
+
+__all__ = ["Meaning"]
+
+_AT_ONCE = 32  # passages between two commits
+_MOST_TOKENS = 320
+_HEADING_TOKENS = 40
+_USUAL_TOKENS = 256
+
+
+class Meaning:
+    """The vectors of a collection. May be used from any thread.
+
+    Args:
+        database: of the collection.
+        folder: of its files.
+        embedder: as for `Collection.open`.
+    """
+
+    def __init__(self, database: Database, folder: Path, embedder: Embedder | str | None) -> None:
+        self._db, self._folder, self._given = database, folder, embedder
+        self._lock = ProcessLock()
+        self._loaded: Embedder | None = None
+        self._is_missing = False
+        self._rows: tuple[tuple[int, int], NDArray[np.float32]] | None = None
+
+    def sizing(self) -> tuple[int, CountTokens]:
+        """Return the most tokens of a passage, and how they are counted."""
+        embedder = self.embedder()
+        if embedder is None:
+            return _USUAL_TOKENS - _HEADING_TOKENS, estimate_tokens
+        return max(16, min(embedder.info.n_ctx, _MOST_TOKENS) - _HEADING_TOKENS), embedder.count_tokens
+
+    def embedder(self) -> Embedder | None:
+        """Return the embedding model, loaded if it is not yet; None if there is none.
+
+        Raises:
+            ModelNotFoundError: one was named that is not on this device.
+            EdgeError: as `edge.embedding.load_embedder`.
+        """
+        if self._given == "":
+            return None
+        if self._given is not None and not isinstance(self._given, str):
+            return self._given
+        with self._lock:
+            if self._loaded is None and not self._is_missing:
+                self._loaded = self._load(self._given)
+                self._is_missing = self._loaded is None
+            return self._loaded
+
+    def _load(self, name: str | None) -> Embedder | None:
+        from edge.embedding import load_embedder
+
+        with self._db.read() as connection:
+            own = cast(str, db.get_meta(connection, "model_source", ""))
+        try:
+            return load_embedder(name or own or None, download=False)
+        except ModelNotFoundError:
+            if name is not None:
+                raise
+            return None
+
+    def of_query(self, query: str, *, is_required: bool) -> NDArray[np.float32] | None:
+        """Return the vector of a question, of length 1; None if the collection has no vectors, or no model is here.
+
+        Raises:
+            UsageError: `is_required`, and there is none; or the vectors are of another model.
+        """
+        with self._db.read() as connection:
+            own = db.get_meta(connection, "model", "")
+        embedder = self.embedder() if own else None
+        if embedder is None:
+            if is_required:
+                why = f"its model {own} is not on this device" if own else "none were computed"
+                raise UsageError(
+                    f"There are no vectors to search by meaning: {why}.",
+                    "edge docs update fetches the model and computes them; how='words' needs none.",
+                )
+            return None
+        if embedder.name != own:
+            raise UsageError(
+                f"The vectors of this collection are of {own}, and the question would be of {embedder.name}.",
+                f"Open it with {own}, or compute them again: edge docs update --model {embedder.name}",
+            )
+        vector: NDArray[np.float32] = _unit(embedder.embed(query, truncate=True).vectors)[0]
+        return vector
+
+    def nearest(self, connection: sqlite3.Connection, vector: NDArray[np.float32], limit: int) -> list[tuple[int, float]]:
+        """Return numbers and cosines of the passages nearest to a vector, nearest first."""
+        slots, scores = vectors.nearest(self._mapped(connection, len(vector)), vector, limit)
+        found = []
+        for slot, score in zip(slots, scores, strict=True):
+            row = connection.execute("SELECT id FROM chunk WHERE slot = ?", (slot,)).fetchone()
+            if row is not None:
+                found.append((row[0], score))
+        return found
+
+    def similarities(
+        self, connection: sqlite3.Connection, vector: NDArray[np.float32], chunk_ids: Iterable[int]
+    ) -> dict[int, float]:
+        """Return the cosines of passages with a vector, by number; those without a vector are missing."""
+        rows = self._mapped(connection, len(vector))
+        found = {}
+        for chunk_id in chunk_ids:
+            row = connection.execute("SELECT slot FROM chunk WHERE id = ?", (chunk_id,)).fetchone()
+            if row is not None and row[0] is not None:
+                found[chunk_id] = float(rows[row[0]] @ vector)
+        return found
+
+    def embed_waiting(self, on_done: Callable[[int, int], None]) -> None:
+        """Compute the vectors that are missing, and store some at a time.
+
+        Args:
+            on_done: called with (vectors done, vectors to compute) after each time. May raise to stop.
+        """
+        embedder = self.embedder()
+        if embedder is None:
+            return
+        self._begin(embedder)
+        with self._db.read() as connection:
+            n_waiting = connection.execute("SELECT count(*) FROM chunk WHERE slot IS NULL").fetchone()[0]
+        n_done = 0
+        sql = "SELECT id, heading, text FROM chunk WHERE slot IS NULL ORDER BY id LIMIT ?"
+        while n_done < n_waiting:
+            on_done(n_done, n_waiting)
+            with self._db.read() as connection:
+                batch = connection.execute(sql, (_AT_ONCE,)).fetchall()
+            if not batch:  # another process computed them
+                break
+            texts = [f"{heading}\n{text}" if heading else text for _, heading, text in batch]
+            self._store([chunk_id for chunk_id, _, _ in batch], _unit(embedder.embed(texts, truncate=True).vectors))
+            n_done += len(batch)
+        on_done(n_done, n_done)
+
+    def _begin(self, embedder: Embedder) -> None:
+        """Note the model. If the vectors are of another one, they are all computed again."""
+        with self._db.write() as connection:
+            if db.get_meta(connection, "model", "") == embedder.name:
+                return
+            generation = int(db.get_meta(connection, "generation", 0))
+            connection.execute("UPDATE chunk SET slot = NULL WHERE slot IS NOT NULL")
+            connection.execute("DELETE FROM wiped")
+            self._path(generation).unlink(missing_ok=True)
+            for key, value in (
+                ("model", embedder.name),
+                ("model_source", self._given if isinstance(self._given, str) else ""),
+                ("n_dims", embedder.info.n_dims),
+                ("generation", generation + 1),
+                ("n_slots", 0),
+            ):
+                db.set_meta(connection, key, value)
+
+    def _store(self, chunk_ids: list[int], found: NDArray[np.float32]) -> None:
+        with self._db.write() as connection:
+            n_slots = int(db.get_meta(connection, "n_slots", 0))
+            # In the transaction: no other process appends meanwhile, and what it wrote counts only if this is committed.
+            vectors.append(self._path(int(db.get_meta(connection, "generation", 0))), n_slots, found)
+            connection.executemany(
+                "UPDATE chunk SET slot = ? WHERE id = ? AND slot IS NULL",
+                [(n_slots + number, chunk_id) for number, chunk_id in enumerate(chunk_ids)],
+            )
+            db.set_meta(connection, "n_slots", n_slots + len(chunk_ids))
+
+    def wipe_deleted(self) -> None:
+        """Overwrite the vectors of deleted passages."""
+        with self._db.write() as connection:
+            slots = [row[0] for row in connection.execute("SELECT slot FROM wiped")]
+            if slots:
+                generation, n_dims = (int(db.get_meta(connection, key, 0)) for key in ("generation", "n_dims"))
+                vectors.wipe(self._path(generation), slots, n_dims)
+                connection.execute("DELETE FROM wiped")
+
+    def close(self) -> None:
+        """Close the model that was loaded here. May be called twice."""
+        with self._lock:
+            loaded, self._loaded, self._rows = self._loaded, None, None
+        if loaded is not None:
+            loaded.close()
+
+    def _mapped(self, connection: sqlite3.Connection, n_dims: int) -> NDArray[np.float32]:
+        generation, n_slots = (int(db.get_meta(connection, key, 0)) for key in ("generation", "n_slots"))
+        held = self._rows
+        if held is None or held[0] != (generation, n_slots):
+            held = self._rows = (generation, n_slots), vectors.open_rows(self._path(generation), n_slots, n_dims)
+        return held[1]
+
+    def _path(self, generation: int) -> Path:
+        return self._folder / f"vectors-{generation}.f32"
+
+
+def _unit(found: NDArray[np.float32]) -> NDArray[np.float32]:
+    import numpy as np
+
+    unit: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return unit
