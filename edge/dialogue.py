@@ -16,6 +16,7 @@ from edge.names import CACHE_HINTS
 from edge.prompt.options import NO_OPTIONS, PromptOptions
 from edge.prompt.sentences import ends_sentence
 from edge.prompt.summary import newest_summary
+from edge.registry import TALK, load_entry
 from edge.request import Request, RequestOptions
 from edge.types import Message, PromptSize, Sampling
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from edge.reply import Reply
     from edge.tool_runner import Approve
     from edge.turns import Turns
+    from edge_voice.talk import Talk, TalkOptions
 
 __all__ = ["Conversation"]
 
@@ -314,6 +316,77 @@ class Conversation:
             lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept, record=record),
             request,
         )
+
+    def shorten(self, node_id: int, length: int) -> Node:
+        """Cut the last answer after so many characters, as if it had been stopped there.
+
+        The next turn reuses the KV cache up to there. What is cut off stays in `record["interrupted"]["unheard"]`. With 0 the
+        message that it answers is the last one again, and the answer a branch that is left.
+
+        Args:
+            node_id: a finished answer that no message follows.
+            length: characters that stay; more than it has leave it as it is.
+
+        Returns:
+            The last message.
+
+        Raises:
+            UsageError: it is not such an answer, the length is negative, or a reply is still running here.
+        """
+        check_node_id(node_id)
+        if length < 0:
+            raise UsageError(f"A length is 0 or more, not {length}.", "It counts characters of the answer.")
+        store = self._saved
+        self._turns.claim(self.id)
+        try:
+            node = store.node(node_id)
+            kept, rest = node.content[:length], node.content[length:]
+            if not rest:
+                return node
+            if not kept and node.parent is not None:
+                store.set_head(self.id, node.parent)
+                return store.node(node.parent)
+            tokens = node.record.get("tokens")
+            if not isinstance(tokens, list) or not self._turns.prompting.spells(tokens, node.content):
+                tokens = []
+            record = {
+                **node.record,
+                "tokens": self._turns.prompting.leading_tokens(tokens, kept),
+                "interrupted": {"unheard": rest},
+            }
+            return store.shorten(node_id, length, record)
+        finally:
+            self._turns.release(self.id)
+
+    def talk(self, **options: Unpack[TalkOptions]) -> Talk:
+        """Hold this conversation by voice: listen, answer aloud, and be interrupted.
+
+            with conversation.talk(hands_free=True) as talk:
+                for event in talk:
+                    print(event)
+
+        What is said and answered is saved as by `send`; an answer that was interrupted, as far as it was heard.
+
+        Args:
+            options: see `edge_voice.talk.TalkOptions`; what they leave out is in the settings.
+
+        Returns:
+            The talk, which listens from its first event on. Close it, or use it as a context manager.
+
+        Raises:
+            BackendUnavailableError: a package of the extra "voice" is missing.
+            ModelNotFoundError: a voice model is not here.
+            BackendError: the assistant is closed.
+        """
+        self._turns.check_open()
+        opened: Talk = load_entry(TALK)(self, **options)
+        return opened
+
+    async def atalk(self, **options: Unpack[TalkOptions]) -> Talk:
+        """Open a talk as `talk` does, without blocking the event loop while its models are loaded."""
+        import asyncio
+
+        return await asyncio.to_thread(partial(self.talk, **options))
 
     def prewarm(self, text: str = "", *, attachments: Sequence[Attachment] = (), **options: Unpack[RequestOptions]) -> Reply:
         """Prefill the conversation up to its next message, so that this is answered sooner.

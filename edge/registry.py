@@ -14,7 +14,7 @@ from typing import Any, Literal
 from edge.errors import BUILD_HINT
 from edge.names import Accelerator, Format, KVType
 
-__all__ = ["ADAPTER_CONVERTER", "ENGINES", "EnginePackage", "EngineRow", "Option", "load_entry"]
+__all__ = ["ADAPTER_CONVERTER", "ENGINES", "TALK", "EnginePackage", "EngineRow", "Option", "load_entry"]
 
 Option = Literal[
     "threads", "threads_batch", "n_ubatch", "kv_type", "flash_attention", "gpu_layers", "use_mmap", "use_extra_buffers"
@@ -199,6 +199,10 @@ ENGINES: dict[str, EngineRow] = {
 ADAPTER_CONVERTER = "edge_convert.gguf.adapter:cached_gguf"
 """What makes a GGUF file of an adapter folder, of (folder, header of the model, cache directory). The runtime knows only its
 name: without the converter's packages, only GGUF files can be applied."""
+
+
+TALK = "edge_voice.talk:open_talk"
+"""What holds a conversation by voice, of (conversation, options). The runtime knows only its name."""
 
 
 def load_entry(path: str) -> Any:

@@ -5,6 +5,10 @@ stages.py    the contracts of the stages: what each takes and returns, at which 
 registry.py  the stages by the names that settings use
 sessions.py  ONNX models, opened so that they leave the processor to the language model
 ear.py       the listening half: sound to messages; segments.py, where speech begins and ends; transcriber.py, its thread
+mouth.py     the speaking half: replies to sound; heard.py, how much of a reply was heard
+line.py      both halves on the same devices: interruptions, lost devices; opening.py, opens its stages
+talk.py      a conversation by voice; streams.py, its events for readers
+keeping.py   what was said as WAV files, where that is asked for
 levels.py    loudness of the microphone
 echo.py      takes the loudspeaker out of the microphone, or stays deaf meanwhile
 testing.py   stages without devices and models

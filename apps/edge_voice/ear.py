@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from edge_voice.events import Endpoint, Final, Notice, Partial, SpeechStarted
+from edge_voice.events import Endpoint, Final, Notice, Partial, SpeechStarted, Unclear
 from edge_voice.segments import Segmenter
 from edge_voice.stages import RATE
 from edge_voice.transcriber import Job, Transcriber, Transcript
@@ -93,6 +93,11 @@ class Ear:
     def is_hearing(self) -> bool:
         """Return whether an utterance has begun whose message is not there yet."""
         return self._segments.is_open or self._waits_for is not None
+
+    @property
+    def is_finishing(self) -> bool:
+        """Return whether an utterance has ended whose message is not there yet."""
+        return self._waits_for is not None
 
     @property
     def is_speech(self) -> bool:
@@ -238,6 +243,7 @@ class Ear:
             self._segments.end()
             self._transcriber.drop()
             self._begin()
+            self._emit(Unclear(self._clock()))
             return
         end = self._speech_end
         if end <= 0 and self._part > 0:  # a part that was split off had all that was said
@@ -286,10 +292,11 @@ class Ear:
         text, whole, audio_s = self._joined(), self._whole, self._n_total / RATE
         self._begin()
         if not text:
+            self._emit(Unclear(self._clock()))
             return
+        self._emit(Final(text, audio_s, done.took_s))
         if self._on_utterance is not None:
             self._on_utterance(np.concatenate(whole))
-        self._emit(Final(text, audio_s, done.took_s))
 
 
 def common_words(one: str, other: str) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "Speaking",
     "SpeechStarted",
     "Timings",
+    "Unclear",
     "VoiceEvent",
 ]
 
@@ -116,7 +117,7 @@ class Final:
     """The transcript of an utterance; it is the user's message.
 
     Attributes:
-        text: never empty; noise that gives no words ends without this event.
+        text: never empty; an utterance without words ends with `Unclear`.
         audio_s: length of the utterance, in seconds.
         transcribe_s: time that the last transcription took, in seconds.
     """
@@ -125,6 +126,18 @@ class Final:
     audio_s: float
     transcribe_s: float
     kind: Literal["final"] = field(default="final", init=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """An utterance gave no words: a noise, or nothing that was understood.
+
+    Attributes:
+        at_s: when that was clear.
+    """
+
+    at_s: float
+    kind: Literal["unclear"] = field(default="unclear", init=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +268,7 @@ VoiceEvent: TypeAlias = (
     | Partial
     | Endpoint
     | Final
+    | Unclear
     | ReplyText
     | Speaking
     | Interrupted

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTRA_HINT", "STAGES", "StageKind", "StageRow", "find_stage", "open_stage", "stage_names"]
 
-StageKind: TypeAlias = Literal["microphone", "speaker", "vad", "endpoint", "recogniser", "voice", "echo"]
+StageKind: TypeAlias = Literal["microphone", "speaker", "vad", "endpoint", "recogniser", "voice", "echo", "wake"]
 EXTRA_HINT = 'Install it: pip install "edge-assistant[voice]"'
 
 

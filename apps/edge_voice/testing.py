@@ -2,9 +2,11 @@
 
 Words are tones (`ToneLanguage`): the voice makes them, the recogniser reads them, so that a whole talk can be tested.
 
-    clock, language = VirtualClock(), ToneLanguage()
-    stages = fake_stages(clock, language)
-    stages.microphone.hear(language.sound("hello there"), pause_s=1.0)
+    fake = FakeStages()
+    talk = conversation.talk(stages=fake.opened, clock=fake.clock, is_threaded=False, hands_free=True)
+    fake.microphone.hear(fake.language.sound("hello there"), pause_s=1.0)
+    while not fake.microphone.is_done:
+        talk.line.step()
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from edge.errors import CancelledError, SoundError
+from edge_voice.echo import Headphones
+from edge_voice.line import Stages
 from edge_voice.stages import BLOCK, RATE, Block
 
 if TYPE_CHECKING:
-    from edge_voice.stages import Samples
+    from edge_voice.stages import EchoCanceller, Samples
 
 __all__ = [
     "FakeEndpoint",
     "FakeMicrophone",
     "FakeRecogniser",
     "FakeSpeaker",
+    "FakeSplitter",
+    "FakeStages",
     "FakeVad",
     "FakeVoice",
     "ToneLanguage",
@@ -179,6 +185,32 @@ class FakeSpeaker:
             raise SoundError("The loudspeaker is gone.", "Plug it in again.")
 
 
+class FakeSplitter:
+    """Splits at "." and, once, at ","."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._is_first = True
+
+    def add(self, text: str) -> list[str]:
+        """See `Splitter.add`."""
+        self._text += text
+        pieces: list[str] = []
+        while True:
+            ends = [self._text.find(mark) for mark in (".,".rstrip("," if not self._is_first else ""))]
+            found = [end for end in ends if end >= 0]
+            if not found:
+                return pieces
+            self._is_first = False
+            pieces.append(self._text[: min(found) + 1])
+            self._text = self._text[min(found) + 1 :]
+
+    def end(self) -> list[str]:
+        """See `Splitter.end`."""
+        rest, self._text = self._text, ""
+        return [rest] if rest else []
+
+
 class FakeVad:
     """Takes every sound for speech."""
 
@@ -217,7 +249,7 @@ class FakeRecogniser:
         heard: all that it has transcribed.
     """
 
-    languages = ("en",)
+    languages: tuple[str, ...] = ("en",)
 
     def __init__(self, language: ToneLanguage, max_s: float = 60.0) -> None:
         self._language = language
@@ -236,7 +268,8 @@ class FakeRecogniser:
 class FakeVoice:
     """Speaks the tone language, a word at a time."""
 
-    name, rate, languages = "fake voice", 24_000, ("en",)
+    name, rate = "fake voice", 24_000
+    languages: tuple[str, ...] = ("en",)
 
     def __init__(self, language: ToneLanguage) -> None:
         self._language = language
@@ -255,3 +288,48 @@ class FakeVoice:
     def cancel(self) -> None:
         """See `Voice.cancel`."""
         self._is_cancelled = True
+
+
+class FakeStages:
+    """All of them at once, on one clock, in one language.
+
+    Attributes:
+        opened: for `Line` or `open_talk`.
+        clock, language, microphone, speaker, endpoint, recogniser, voice: the parts.
+        has_microphone, has_speaker: False lets opening the device fail.
+    """
+
+    def __init__(self, *, echo: EchoCanceller | None = None) -> None:
+        self.clock, self.language = VirtualClock(), ToneLanguage()
+        self.microphone, self.speaker = FakeMicrophone(self.clock), FakeSpeaker(self.clock)
+        self.endpoint, self.recogniser = FakeEndpoint(), FakeRecogniser(self.language)
+        self.voice = FakeVoice(self.language)
+        self.has_microphone = self.has_speaker = True
+        self.opened = Stages(
+            vad=FakeVad(),
+            endpoint=self.endpoint,
+            recogniser=self.recogniser,
+            voice=self.voice,
+            echo=echo or Headphones(),
+            open_microphone=self._open_microphone,
+            open_speaker=self._open_speaker,
+            splitter=FakeSplitter,
+            wording=_plain,
+        )
+
+    def _open_microphone(self) -> FakeMicrophone:
+        if not self.has_microphone:
+            raise SoundError("There is no microphone.", "Plug one in.")
+        self.microphone.is_lost = False
+        self.microphone.n_open += 1
+        return self.microphone
+
+    def _open_speaker(self) -> FakeSpeaker:
+        if not self.has_speaker:
+            raise SoundError("There is no loudspeaker.", "Plug one in.")
+        self.speaker.is_lost = False
+        return self.speaker
+
+
+def _plain(text: str, language: str = "en") -> str:
+    return "".join(c if c.isalnum() or c.isspace() else "" for c in text).strip()

@@ -312,16 +312,28 @@ class ConversationStore:
             UsageError: it is not an answer, it is still being generated, or other messages follow it.
         """
         with self._db.write() as db:
-            node = tree.read_node(db, node_id)
-            if node.role != "assistant":
-                raise UsageError("Only an answer can be continued.", "Send a message instead.")
-            if node.status == "partial":
-                raise UsageError("This answer is still being generated.", "Wait for it, or stop it.")
-            if db.execute("SELECT 1 FROM node WHERE parent = ?", (node_id,)).fetchone() is not None:
-                raise UsageError("Other messages follow this answer, so it stays as it is.", "Fork the conversation at it.")
+            node = _open_end(db, node_id)
             db.execute("UPDATE node SET status = 'partial', writer = ? WHERE id = ?", (process_mark(), node_id))
             sql = f"UPDATE conversation SET head = ?, {_ACTIVE} WHERE id = ?"
             db.execute(sql, (node_id, time.time(), node.conversation_id))
+            return tree.read_node(db, node_id)
+
+    def shorten(self, node_id: int, length: int, record: Mapping[str, object]) -> Node:
+        """Cut a finished answer after so many characters; it counts as stopped then.
+
+        Args:
+            node_id: an answer that no message follows.
+            length: characters that stay; more than it has leave it as it is.
+            record: replaces the record. What is cut off is only what the caller puts there.
+
+        Raises:
+            UsageError: it is not an answer, it is still being generated, or other messages follow it.
+        """
+        with self._db.write() as db:
+            node = _open_end(db, node_id)
+            sql = "UPDATE node SET content = ?, record = ?, status = 'stopped' WHERE id = ?"
+            db.execute(sql, (node.content[:length], tree.to_json(record), node_id))
+            db.execute(f"UPDATE conversation SET {_ACTIVE} WHERE id = ?", (time.time(), node.conversation_id))
             return tree.read_node(db, node_id)
 
     def claim(self, id: str) -> Callable[[], None]:
@@ -493,6 +505,22 @@ class ConversationStore:
         with self._db.read() as db:
             rows = db.execute(sql, (-1 if limit is None else max(limit, 0), max(offset, 0))).fetchall()
         return [ConversationInfo(*row) for row in rows]
+
+
+def _open_end(db: sqlite3.Connection, node_id: int) -> Node:
+    """Return a finished answer that no message follows.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    node = tree.read_node(db, node_id)
+    if node.role != "assistant":
+        raise UsageError("Only an answer can be continued or shortened.", "Send a message instead.")
+    if node.status == "partial":
+        raise UsageError("This answer is still being generated.", "Wait for it, or stop it.")
+    if db.execute("SELECT 1 FROM node WHERE parent = ?", (node_id,)).fetchone() is not None:
+        raise UsageError("Other messages follow this answer, so it stays as it is.", "Fork the conversation at it.")
+    return node
 
 
 def _append(db: sqlite3.Connection, key: int, node: Node, parent: int | None) -> int:

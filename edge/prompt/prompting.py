@@ -256,6 +256,24 @@ class Prompting:
             if isinstance(tokens, list) and tokens and self._replies.get(text) is None and _spell(self.tokenizer, tokens, text):
                 self._replies.put(text, tokens)
 
+    def spells(self, tokens: Sequence[object], text: str) -> bool:
+        """Tell if these are tokens of the model, none of them special, that make up a text."""
+        return _spell(self.tokenizer, tokens, text)
+
+    def leading_tokens(self, tokens: Sequence[int], text: str) -> list[int]:
+        """Return the tokens at the beginning of a reply that spell its beginning; none if a token reaches beyond that.
+
+        Args:
+            tokens: of the whole reply.
+            text: its beginning.
+        """
+        stream, spelled = TextStream(), ""
+        for n, token in enumerate(tokens):
+            if len(spelled) >= len(text):
+                return list(tokens[:n]) if spelled == text else []
+            spelled += stream.feed(self.tokenizer.token_bytes(token))
+        return list(tokens) if spelled == text else []
+
     def shared_end(self, messages: Sequence[Message], tokens: Sequence[int], options: PromptOptions = NO_OPTIONS) -> int:
         """Return the length of the prefix that conversations with this system prompt and these tools share; 0 without any.
 

@@ -1,0 +1,73 @@
+"""Opens the stages that the settings name, and chooses where they leave it open."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import partial
+from typing import TYPE_CHECKING
+
+from edge.errors import UsageError
+from edge.registry import load_entry
+from edge_voice.line import Stages
+from edge_voice.registry import EXTRA_HINT, STAGES, open_stage
+
+if TYPE_CHECKING:
+    from edge.config import Settings
+    from edge_voice.registry import StageKind
+
+__all__ = ["choose_echo", "choose_recogniser", "open_stages"]
+
+
+def open_stages(settings: Settings) -> Stages:
+    """Open all stages of a line but the devices, which are opened when they are needed.
+
+    Raises:
+        UsageError: there is no such stage, or none for the language.
+        BackendUnavailableError: a package of the extra "voice" is missing.
+        ModelNotFoundError: a model is not here.
+    """
+    voice = settings.voice
+    echo, notices = choose_echo(settings)
+    return Stages(
+        vad=open_stage("vad", voice.vad, settings),
+        endpoint=open_stage("endpoint", voice.endpoint, settings),
+        recogniser=open_stage("recogniser", choose_recogniser(settings), settings),
+        voice=open_stage("voice", voice.voice or "auto", settings),
+        echo=open_stage("echo", echo, settings),
+        open_microphone=partial(open_stage, "microphone", voice.microphone, settings),
+        open_speaker=partial(open_stage, "speaker", voice.speaker, settings),
+        splitter=load_entry("edge_voice.sentences:Sentences"),
+        wording=load_entry("edge_voice.spoken:spoken"),
+        wake=open_stage("wake", voice.wake_word, settings) if voice.wake_word else None,
+        notices=notices,
+    )
+
+
+def choose_recogniser(settings: Settings) -> str:
+    """Return the name of the recogniser: as set, or the first that knows the language.
+
+    Raises:
+        UsageError: none does.
+    """
+    voice = settings.voice
+    return voice.recogniser or _first_for(voice.language, "recogniser")
+
+
+def _first_for(language: str, kind: StageKind) -> str:
+    for row in STAGES.values():
+        if row.kind == kind and (not row.languages or language in row.languages):
+            return row.name
+    raise UsageError(f"No {kind} knows the language {language!r}.", "Name one with a setting, such as voice.recogniser.")
+
+
+def choose_echo(settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """Return the name of the echo stage, as set or by what is installed, and what the user should know about it."""
+    if settings.voice.echo is not None:
+        return settings.voice.echo, ()
+    if importlib.util.find_spec("livekit") is not None:
+        return "livekit", ()
+    notice = (
+        "There is no echo canceller, so the microphone is off while the model speaks; a key interrupts it. "
+        f"{EXTRA_HINT}, or with headphones: edge config set voice.echo headphones"
+    )
+    return "half-duplex", (notice,)
