@@ -1,7 +1,7 @@
 """A private PulseAudio with a virtual microphone and a virtual loudspeaker: real sound without a sound card or a screen.
 
-What is played into the sink `mic` is heard by the device "microphone", the system's default; what the device "loudspeaker" plays
-can be recorded. PortAudio reaches both through ALSA's plug-in for PulseAudio, as on a desktop.
+What is played into the sink `mic` is heard by the device "microphone", the system's default; what the device "loudspeaker"
+plays can be recorded. PortAudio reaches both through ALSA's plug-in for PulseAudio, as on a desktop.
 """
 
 from __future__ import annotations

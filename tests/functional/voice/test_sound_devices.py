@@ -1,7 +1,8 @@
-"""Microphone and loudspeaker through PortAudio and a private PulseAudio: sound arrives as it was sent, and devices go and come."""
+"""Microphone and loudspeaker through PortAudio and a private PulseAudio: sound arrives as it was, and devices go and come."""
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_what_is_played_is_heard_and_told_to_the_echo_canceller(virtual_sound: V
     reference = np.concatenate([samples for samples, _ in told])
     assert abs(pitch(reference) - 700) < 3
     assert 0.85 * RATE < np.count_nonzero(np.abs(reference) > 0.01) < 1.1 * RATE
-    assert all(first <= second for (_, first), (_, second) in zip(told, told[1:], strict=False))
+    assert all(first <= second for (_, first), (_, second) in itertools.pairwise(told))
 
 
 def test_stopping_silences_the_loudspeaker_and_says_how_much_was_not_heard(virtual_sound: VirtualSound) -> None:
