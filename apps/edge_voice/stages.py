@@ -165,10 +165,12 @@ class Recogniser(Protocol):
 
     Attributes:
         languages: codes such as "en"; () is any language.
+        language: code of the language of its newest transcript.
         max_s: longest speech of one call, in seconds; callers split longer ones at pauses.
     """
 
     languages: tuple[str, ...]
+    language: str
     max_s: float
 
     def transcribe(self, speech: Samples, *, language: str | None = None) -> str:

@@ -250,6 +250,7 @@ class FakeRecogniser:
     """
 
     languages: tuple[str, ...] = ("en",)
+    language = "en"
 
     def __init__(self, language: ToneLanguage, max_s: float = 60.0) -> None:
         self._language = language

@@ -3,4 +3,5 @@
 moonshine.py  English, on plain onnxruntime: the default
 tokens.py     its vocabulary
 whisper.py    a hundred languages, through CTranslate2
+invented.py   transcripts that nobody said
 """

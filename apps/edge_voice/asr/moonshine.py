@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.errors import CancelledError, ModelFileError, UsageError
+from edge_voice.asr.invented import is_invented
 from edge_voice.asr.tokens import Vocabulary
 from edge_voice.sessions import OnnxModel
 from edge_voice.stages import RATE
@@ -23,7 +24,7 @@ __all__ = ["Moonshine", "open_moonshine"]
 
 _START, _END = 1, 2
 _SHORTEST = RATE // 2  # shorter sound is padded
-_TOKENS_A_SECOND = 6.5  # nobody speaks faster; a model in a loop does
+_TOKENS_A_SECOND, _MORE_TOKENS = 6.5, 4  # nobody speaks faster; a model in a loop does
 _LEAST_LOGPROB = -0.9  # mean of a transcript; of noise it is -1.1 and less, of clear speech above -0.4
 
 
@@ -84,9 +85,12 @@ class Moonshine:
         if len(speech) < _SHORTEST:
             speech = np.pad(speech, (0, _SHORTEST - len(speech)))
         sound = np.ascontiguousarray(speech, np.float32)[None]
-        states = self._encoder.run({"input_values": sound, "attention_mask": np.ones(sound.shape, np.int64)})[0]
-        tokens, logprob = self._decode(states, math.ceil(sound.shape[1] / RATE * _TOKENS_A_SECOND))
-        return self._vocabulary.text(tokens) if logprob >= _LEAST_LOGPROB else ""
+        mask = np.ones(sound.shape, np.int64)
+        states = self._encoder.run({"input_values": sound, "attention_mask": mask})[0]
+        n_most = math.ceil(sound.shape[1] / RATE * _TOKENS_A_SECOND) + _MORE_TOKENS
+        tokens, logprob = self._decode(states, mask, n_most)
+        text = self._vocabulary.text(tokens)
+        return "" if logprob < _LEAST_LOGPROB or is_invented(text, is_cut=len(tokens) == n_most) else text
 
     def cancel(self) -> None:
         """End a running `transcribe` of another thread soon. Does nothing if none runs."""
@@ -94,11 +98,17 @@ class Moonshine:
         self._encoder.cancel()
         self._decoder.cancel()
 
-    def _decode(self, states: NDArray[np.float32], n_most: int) -> tuple[list[int], float]:
-        """Return the likeliest tokens, one by one, and the mean of their logarithmic probabilities."""
+    def _decode(self, states: NDArray[np.float32], mask: NDArray[np.int64], n_most: int) -> tuple[list[int], float]:
+        """Return the likeliest tokens, one by one, and the mean of their logarithmic probabilities.
+
+        Args:
+            states: of the encoder, shape (1, n_states, width).
+            mask: of the sound, shape (1, n_samples); the decoder thins it out itself.
+            n_most: tokens at most.
+        """
         feed: dict[str, NDArray[Any]] = dict.fromkeys(self._caches, self._empty)
         feed["encoder_hidden_states"] = states
-        feed["encoder_attention_mask"] = np.ones(states.shape[:2], np.int64)
+        feed["encoder_attention_mask"] = mask
         tokens: list[int] = []
         newest, total = _START, 0.0
         for number in range(n_most):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 
 from edge.errors import BackendUnavailableError, CancelledError, ModelFileError, UsageError
 from edge.files import read_text
+from edge_voice.asr.invented import is_invented
 from edge_voice.mel import log_mel
 from edge_voice.registry import EXTRA_HINT
 from edge_voice.stages import RATE
@@ -25,7 +25,6 @@ __all__ = ["Whisper", "open_whisper"]
 _WINDOW_S = 30.0
 _PADDING_S, _LEAST_S = 5.0, 10.0
 _TOKENS_A_SECOND = 8.0
-_LOOP = 2.4  # a text that zlib makes smaller by more than this repeats itself
 _NO_SPEECH, _LEAST_LOGPROB = 0.6, -0.5  # beyond both it is silence; of clear speech they are 0.3 at most, and -0.4
 _SURELY_NO_SPEECH = 0.85
 _MAX_BYTES = 64 << 20
@@ -35,7 +34,7 @@ _MAX_BYTES = 64 << 20
 class _Heard:
     text: str
     language: str
-    is_loop: bool
+    is_invented: bool
     is_silence: bool
 
 
@@ -101,10 +100,10 @@ class Whisper:
         # Its makers pad everything to 30 s, and computing that takes as long as 30 s of speech. Less will do, but now and then
         # it begins to repeat itself: then it gets what it was trained with.
         heard = self._hear(speech, max(_LEAST_S, len(speech) / RATE + _PADDING_S), language)
-        if heard.is_loop or heard.is_silence:
+        if heard.is_invented or heard.is_silence:
             heard = self._hear(speech, _WINDOW_S, language)
         self.language = heard.language
-        return "" if heard.is_loop or heard.is_silence else heard.text
+        return "" if heard.is_invented or heard.is_silence else heard.text
 
     def cancel(self) -> None:
         """End a running `transcribe` of another thread after its next step. Does nothing if none runs."""
@@ -134,7 +133,7 @@ class Whisper:
         text = " ".join(self._tokenizer.decode(tokens).split())
         least = _NO_SPEECH if result.scores[0] < _LEAST_LOGPROB else _SURELY_NO_SPEECH
         is_silence = result.no_speech_prob > least
-        return _Heard(text, spoken, len(tokens) >= n_most or _repeats(text), is_silence)
+        return _Heard(text, spoken, is_invented(text, is_cut=len(tokens) >= n_most), is_silence)
 
     def _check(self) -> None:
         if self._cancelled:
@@ -148,8 +147,3 @@ class Whisper:
             raise ModelFileError("The vocabulary is not Whisper's.", "Pull the model again.")
         names = ((token, self._tokenizer.id_to_token(token)) for token in range(first + 1, last))
         return {name.strip("<|>"): token for token, name in names if name}
-
-
-def _repeats(text: str) -> bool:
-    data = text.encode()
-    return len(data) > 40 and len(data) / len(zlib.compress(data)) > _LOOP
