@@ -22,8 +22,11 @@ test: install-dev install-ecosystem model  ## Set up everything, check the code 
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
 	@$(BIN)/edge models pull all-minilm-l6-v2 --quiet
+	@$(BIN)/edge models pull voice --quiet
+	@$(BIN)/edge models pull whisper-base --quiet
 	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
 	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
+	EDGE_TEST_VOICE="$$($(BIN)/edge config get paths.models_dir)" \
 		sh tools/run_tests.sh $(BIN)/python $(ARGS)
 
 prove: install-dev install-ecosystem model  ## Run the long proofs whole: 700 kills, 10,000 damaged files, thousands of random cases.

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.prove import IS_WHOLE
+from tests.virtual_sound import VirtualSound, why_no_sound
 
+if TYPE_CHECKING:
+    from edge.config import Settings
+
+REAL_MODELS = ("EDGE_TEST_MODEL", "EDGE_TEST_GEMMA", "EDGE_TEST_VOICE")
 collect_ignore = ["vendored"]  # they run in a pytest of their own
 
 
@@ -37,13 +44,44 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """Point every directory that edge uses into a temporary folder, and drop settings of the person running the tests."""
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):
-        if name.startswith(("EDGE_", "HF_", "HUGGING_FACE_", "OLLAMA_")) and name not in ("EDGE_TEST_MODEL", "EDGE_TEST_GEMMA"):
+        if name.startswith(("EDGE_", "HF_", "HUGGING_FACE_", "OLLAMA_")) and name not in REAL_MODELS:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     for name in ("DATA", "CACHE", "MODELS"):
         monkeypatch.setenv(f"EDGE_{name}_DIR", str(home / name.lower()))
     monkeypatch.setenv("EDGE_CONFIG", str(home / "config.toml"))
     yield home
+
+
+@pytest.fixture
+def voice_settings(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with the real models for voice. `make test` pulls them and sets EDGE_TEST_VOICE, the folder of all models.
+
+    Where they are missing the tests that need them fail; they are not skipped, since they are the point.
+    """
+    from edge.config import load_settings
+
+    folder = os.environ.get("EDGE_TEST_VOICE", "")
+    if not Path(folder, "packages").is_dir():
+        pytest.fail("EDGE_TEST_VOICE does not name the folder of the models. Run the tests with: make test")
+    monkeypatch.setenv("EDGE_MODELS_DIR", folder)
+    return load_settings()
+
+
+@pytest.fixture
+def virtual_sound(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualSound]:
+    """A private PulseAudio, which this process and its children use; skipped with the reason where there can be none."""
+    reason = why_no_sound()
+    if reason:
+        pytest.skip(reason)
+    from edge_voice.devices import rescan
+
+    with tempfile.TemporaryDirectory(prefix="edge-sound-") as folder, VirtualSound(Path(folder)) as sound:
+        for name, value in sound.env.items():
+            monkeypatch.setenv(name, value)
+        rescan()
+        yield sound
+        rescan()
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def open_smart_turn(settings: Settings) -> SmartTurn:
     """Open the model of the catalogue. Raises as `edge.catalog.voice_folder` and `SmartTurn`."""
     from edge.catalog import voice_folder
 
-    return SmartTurn(voice_folder("smart-turn", settings=settings) / "smart-turn.onnx")
+    return SmartTurn(voice_folder("smart-turn-v3", settings=settings) / "smart-turn.onnx")
 
 
 def open_silence(settings: Settings) -> Silence:
