@@ -17,7 +17,7 @@ _FOLDER = Path("/usr/share/pocketsphinx/test/data")
 
 # The transcript of the package writes "a more a amiable woman"; the reader, and the book, say it once.
 _MISPRINTS = {"a more a amiable": "a more amiable"}
-_NUMBERS = "zero one two three four five six seven eight nine ten".split()
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

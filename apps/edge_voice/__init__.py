@@ -9,6 +9,10 @@ mouth.py     the speaking half: replies to sound; heard.py, how much of a reply 
 line.py      both halves on the same devices: interruptions, lost devices; opening.py, opens its stages
 talk.py      a conversation by voice; streams.py, its events for readers
 keeping.py   what was said as WAV files, where that is asked for
+audio.py     microphone and loudspeaker through PortAudio; devices.py, which there are; ring.py, between callback and reader
+resample.py  any rate and number of channels to one channel at 16 kHz
+vad.py       tells speech from other sounds; endpoint.py, a finished utterance from a pause; mel.py, spectrograms for models
+asr/         recognisers; transcripts.py, a whole sound as text
 levels.py    loudness of the microphone
 echo.py      takes the loudspeaker out of the microphone, or stays deaf meanwhile
 testing.py   stages without devices and models

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge.config import Settings
+    from edge_voice.registry import StageKind
     from edge_voice.stages import Recogniser, Samples, Vad
 
 __all__ = ["Segment", "Transcript", "find_speech", "transcribe", "transcribe_segments"]
@@ -102,13 +103,16 @@ def _open(settings: Settings, language: str | None) -> tuple[Vad, Recogniser, st
 
     spoken = language or settings.voice.language
     with_language = msgspec.structs.replace(settings, voice=msgspec.structs.replace(settings.voice, language=spoken))
-    stages = []
-    for kind, name in (("vad", settings.voice.vad), ("recogniser", choose_recogniser(with_language))):
-        key = (kind, name, str(settings.paths.models_dir))
-        if key not in _opened:
-            _opened[key] = open_stage(kind, name, settings)
-        stages.append(_opened[key])
-    return stages[0], stages[1], None if spoken == "auto" else spoken
+    vad = _open_once("vad", settings.voice.vad, settings)
+    recogniser = _open_once("recogniser", choose_recogniser(with_language), settings)
+    return vad, recogniser, None if spoken == "auto" else spoken
+
+
+def _open_once(kind: StageKind, name: str, settings: Settings) -> Any:
+    key = (kind, name, str(settings.paths.models_dir))
+    if key not in _opened:
+        _opened[key] = open_stage(kind, name, settings)
+    return _opened[key]
 
 
 def transcribe_segments(samples: Samples, vad: Vad, recogniser: Recogniser, language: str | None) -> Iterator[Segment]:
