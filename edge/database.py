@@ -7,7 +7,6 @@ change is flushed to a slow card. Other processes have theirs; SQLite's write-ah
 from __future__ import annotations
 
 import os
-import shlex
 import sqlite3
 import stat
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from edge.errors import StorageError, UsageError
 from edge.forks import ProcessLock
+from edge.units import quoted
 
 __all__ = ["BUSY_TIMEOUT_S", "Database", "Schema"]
 
@@ -281,7 +281,7 @@ class Database:
         text = str(error).lower()
         for part, message, hint in _FAULTS:
             if part in text:
-                paths = {"path": shlex.quote(self._name), "damaged": shlex.quote(f"{self._name}.damaged")}
+                paths = {"path": quoted(self._name), "damaged": quoted(f"{self._name}.damaged")}
                 hint = hint.format(aside=self._schema.damaged_hint.format_map(paths))
                 return StorageError(message.format(path=self._name, title=self._schema.title), hint)
         return StorageError(f"SQLite refused to work on {self._name}: {error}.", "Nothing of this change was saved.")

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edge.errors import CancelledError, UsageError
+from edge.formats.facts import is_for_embeddings
 
 if TYPE_CHECKING:
     from edge.adapters import Adapter
@@ -36,7 +37,7 @@ def make_planner(chosen: Settings, on_progress: Progress | None = None, *, downl
         on_progress, download: as for `edge.plan_model`.
 
     Raises:
-        UsageError: settings exclude each other.
+        UsageError: settings exclude each other, or the model makes embeddings.
         ModelNotFoundError, DownloadError, ModelFileError: a model cannot be found or downloaded.
         CancelledError: on_progress said False.
     """
@@ -119,6 +120,12 @@ def _find(
 
     formats = rank_formats(device, request, must_run=True)  # before gigabytes are downloaded for nothing
     artifacts = resolve_all(name, settings=chosen, download=download, on_progress=_reporting(on_progress), formats=formats)
+    for artifact in artifacts:
+        if artifact.header is not None and is_for_embeddings(artifact.header):
+            raise UsageError(
+                f"The model {artifact.name} makes embeddings, and generates no text.",
+                "Choose one that chats; this one serves edge embed.",
+            )
     if check is not None:
         check(artifacts)
     cache_dir = chosen.paths.cache_dir

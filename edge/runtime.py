@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edge.embedding.loading import EmbedderCache, load_embedder
+from edge.embedding.loading import EmbedderCache, LoadedEmbedder, load_embedder
 from edge.errors import BackendError, BusyError, ModelTooLargeError, UsageError
 from edge.loading import load, plan_model
 from edge.units import size_text
@@ -107,6 +107,11 @@ class Runtime:
             return sorted(self._models.values(), key=lambda model: -model.used_at)
 
     @property
+    def loaded_embedders(self) -> list[LoadedEmbedder]:
+        """The embedding models in memory, the most recently used first."""
+        return self._embedders.loaded
+
+    @property
     def loading(self) -> list[str]:
         """Names of the models that are being loaded."""
         with self._changed:
@@ -150,14 +155,17 @@ class Runtime:
         download: bool = True,
         on_progress: OnEmbedded | None = None,
     ) -> Embeddings:
-        """Return a vector for each text; the model stays loaded until the runtime is closed or a third one is asked for.
+        """Return a vector for each text; the model stays loaded as those do that generate, two at most.
 
         Args and errors: see `edge.embed`; `download` fetches the model if it is not here.
         """
         if self._is_closed:
             raise BackendError("This runtime is closed.", "Make another one.")
-        embedder = self._embedders.get(model, download=download)
-        return embedder.embed(texts, dimensions=dimensions, truncate=truncate, on_progress=on_progress)
+        with self._embedders.use(model, download=download) as embedder:
+            found = embedder.embed(texts, dimensions=dimensions, truncate=truncate, on_progress=on_progress)
+        with self._changed:
+            self._changed.notify_all()  # so that it is unloaded in time
+        return found
 
     def unload(self, name: str, *, only_idle: bool = False) -> bool:
         """Unload a model, whose running replies are stopped. Blocks until its memory is free.
@@ -321,7 +329,7 @@ class Runtime:
                 if any(model.path == path for model in self._models.values()):
                     return 0, path
                 held = sum(model.memory_bytes for model in self._models.values())
-            held += self._embedders.memory_bytes
+            held += sum(one.memory_bytes for one in self._embedders.loaded)
             if self._budget is not None and needed > self._budget:
                 raise ModelTooLargeError(
                     f"{name} needs {size_text(needed)}; all models together may take {size_text(self._budget)}.",
@@ -336,10 +344,14 @@ class Runtime:
     def _unload_oldest(self) -> bool:
         """Unload the model that was not used for the longest time. Returns False if all are in use."""
         with self._changed:
-            idle = [model for model in self._models.values() if model.is_idle]
-            if not idle:
+            oldest = min((one for one in self._models.values() if one.is_idle), key=lambda one: one.used_at, default=None)
+        if self._embedders.close_unused(oldest.used_at if oldest is not None else time.monotonic()):
+            return True
+        with self._changed:
+            if oldest is None:
                 return False
-            oldest = min(idle, key=lambda model: model.used_at)
+            if self._models.get(oldest.name) is not oldest or not oldest.is_idle:
+                return True  # taken, or unloaded, meanwhile: look again
             self._forget(oldest)
         self._free(oldest)
         return True
@@ -348,6 +360,8 @@ class Runtime:
         """Unload what was not used for too long; the work of a thread of its own."""
         assert self._idle_s is not None
         while True:
+            while self._embedders.close_unused(time.monotonic() - self._idle_s):
+                pass
             with self._changed:
                 if self._is_closed:
                     return
@@ -356,8 +370,9 @@ class Runtime:
                 for model in due:
                     self._forget(model)
                 if not due:
-                    ages = [now - one.used_at for one in self._models.values()]
-                    left = self._idle_s - max(ages) if ages else None
+                    used = [one.used_at for one in self._models.values() if not one.n_users]
+                    used += [one.used_at for one in self._embedders.loaded if not one.n_users]
+                    left = self._idle_s - (now - min(used)) if used else None
                     self._changed.wait(None if left is None else max(left, 0.05 * self._idle_s))
             for model in due:
                 self._free(model)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 
-__all__ = ["count_text", "duration_text", "one_line", "plural", "reason", "size_text"]
+__all__ = ["count_text", "duration_text", "one_line", "plural", "quoted", "reason", "size_text"]
 
 
 _CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
@@ -159,3 +160,8 @@ def _kinds(names: str) -> str:
 def _limit(more: str) -> str:
     sign, _, number = more.strip().partition(" ")
     return f" {_SIGNS[sign]} {number}" if sign in _SIGNS else more
+
+
+def quoted(value: object) -> str:
+    """Return a path, name or text as one word of a shell's command, for the commands that hints and notes show."""
+    return shlex.quote(str(value))

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edge.units import quoted
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
@@ -54,7 +55,7 @@ def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str
         named = " ".join(words)
         raise UsageError(
             f"edge chat takes no question and no model in front of it: {named!r}.",
-            f'For a model: edge chat -m {words[0]}   for one answer: edge run "{named}"',
+            f"For a model: edge chat -m {quoted(words[0])}   for one answer: edge run {quoted(named)}",
         )
     require_exclusive(("--continue", is_continued), ("--conversation", conversation))
     settings = settings_from(app, options, {"chat.plain": plain or None})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edge.errors import EdgeError, ModelNotFoundError
-from edge.units import size_text
+from edge.units import quoted, size_text
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -122,7 +121,7 @@ def check_directories(settings: Settings) -> Iterator[Check]:
         problem = _why_unwritable(path)
         if problem:
             other = f"edge config set {key} DIRECTORY" if key else "EDGE_CONFIG=FILE edge ..."
-            hint = f"Check its owner and permissions: ls -ld {shlex.quote(str(_existing(path)))}   or use another: {other}"
+            hint = f"Check its owner and permissions: ls -ld {quoted(_existing(path))}   or use another: {other}"
             yield Check(f"{what} directory", "broken", f"{path} cannot be written: {problem}.", hint)
         else:
             yield Check(f"{what} directory", "ok", str(path))
@@ -173,7 +172,7 @@ def check_conversations(settings: Settings) -> Iterator[Check]:
         problems = store.check()
         n_conversations = len(store.list())
     for problem in problems:
-        hint = f"Make a copy of the file before anything else: cp {shlex.quote(str(path))} {shlex.quote(f'{path}.copy')}"
+        hint = f"Make a copy of the file before anything else: cp {quoted(path)} {quoted(f'{path}.copy')}"
         yield Check("conversations", "broken", f"{path}: {problem}", hint)
     if not problems:
         yield Check("conversations", "ok", f"{n_conversations:,} in {path}")

@@ -275,7 +275,8 @@ def _request(app: App, options: dict[str, Any]) -> Request:
         smaller=_recipe(options),
         adapter=convert_names.fetch_adapter(app, options["lora"]),
     )
-    check_packages(request.formats, *(["peft"] if request.adapter else []))
+    with_torch = ["torch"] if request.card or request.smaller is not None or request.adapter else []
+    check_packages(request.formats, *with_torch, *(["peft"] if request.adapter else []))
     return request
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edge.units import quoted
 from edge_cli import output
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def say_names(name: str, named: Mapping[str, str]) -> None:
     """Print the names that were added, and how to run them."""
     for path, kind in named.items():
         form = kind.partition(" ")[0]
-        model = path if form == "gguf" else f"{name} --backend {form}"
-        output.note(f"{name} now has {kind}: edge run -m {model}, or let edge tune {name} choose.")
+        model = quoted(path) if form == "gguf" else f"{quoted(name)} --backend {form}"
+        output.note(f"{name} now has {kind}: edge run -m {model}, or let edge tune {quoted(name)} choose.")
 
 
 def fetch_adapter(app: App, reference: str | None) -> Adapter | None:

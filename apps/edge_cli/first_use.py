@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edge.units import quoted
 from edge_cli import output
 from edge_cli.bench import BUSY_PROCESSORS, load_of_others
 
@@ -115,7 +116,7 @@ def _measure(device: DeviceProfile, artifacts: Sequence[Artifact], settings: Set
             options = TuneOptions(QUICK_S, is_quick=True)
             reports = tune(device, able, options, cache_dir=settings.paths.cache_dir, on_progress=status.show_share)
     except KeyboardInterrupt:
-        output.note(f"Skipped. To do it later: edge tune {settings.model} --quick")
+        output.note(f"Skipped. To do it later: edge tune {quoted(settings.model)} --quick")
         return
     for artifact, report in zip(able, reports, strict=True):
         output.note(gain_text(artifact, report))

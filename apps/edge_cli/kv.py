@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.units import size_text
+from edge.units import quoted, size_text
 from edge_cli import kv_listing as listing
 from edge_cli import output
 from edge_cli.app import App, pass_app
@@ -320,7 +320,7 @@ def import_bundle(app: App, file: Path, as_json: bool, **options: Any) -> None:
 
     require_input(file)
     if listing.is_slot_file(file):
-        raise UsageError(f"{file} is a slot file of llama.cpp.", f"Import it with: edge kv import-slot {file} -m MODEL")
+        raise UsageError(f"{file} is a slot file of llama.cpp.", f"Import it with: edge kv import-slot {quoted(file)} -m MODEL")
     with open_bundle(file) as bundle, output.Status() as status:
         bundle.verify(lambda done, total: status.show(f"Checking {size_text(done)} of {size_text(total)}"))
         settings = settings_from(app, options)
@@ -349,7 +349,7 @@ def import_bundle(app: App, file: Path, as_json: bool, **options: Any) -> None:
     for notice in notices:
         output.note(notice)
     output.note(f"Imported {info.title or 'a conversation without a title'}, with {n_cached:,} cached tokens.")
-    output.note(f"Continue it with: edge chat --conversation {info.id}")
+    output.note(f"Continue it with: edge chat --conversation {quoted(info.id)}")
 
 
 def _model_of(bundle: Bundle, settings: Settings) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge.names import FORMATS, Format
-from edge.units import size_text
+from edge.units import quoted, size_text
 from edge_cli import models_voice, output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_downloadable, complete_removable
@@ -197,7 +197,7 @@ def add(app: App, name: str, where: str) -> int:
     for artifact in added:
         output.note(f"{name}: {artifact.kind}, {size_text(artifact.size_bytes)}, at {artifact.path}")
     if not added:
-        output.note(f"{name} is now {where}. Download it with: edge models pull {name}")
+        output.note(f"{name} is now {where}. Download it with: edge models pull {quoted(name)}")
     output.note(f"Written to {settings.paths.catalog_file}")
     return 0
 

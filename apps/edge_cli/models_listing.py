@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edge.plan.verdict import memory_verdict
-from edge.units import count_text, size_text
+from edge.units import count_text, quoted, size_text
 from edge_cli import output
 
 if TYPE_CHECKING:
@@ -134,9 +134,9 @@ def where_from(entry: CatalogEntry, artifact: ArtifactEntry) -> str:
         return f"nothing at {artifact.reference}"
     same = [other for other in entry.artifacts if other.form == artifact.form and is_reference(other.reference)]
     if same[0] is not artifact:
-        return f"edge models pull {artifact.reference}"
+        return f"edge models pull {quoted(artifact.reference)}"
     forms = {other.form for other in entry.artifacts}
-    return f"edge models pull {entry.name}" + (f" --format {artifact.form}" if len(forms) > 1 else "")
+    return f"edge models pull {quoted(entry.name)}" + (f" --format {artifact.form}" if len(forms) > 1 else "")
 
 
 def installed_json(model: Installed) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def entry_rows(entry: CatalogEntry) -> list[tuple[str, str]]:
         ("parameters", f"{entry.parameters:,}" if entry.parameters else ""),
         ("context", f"{entry.context:,} tokens" if entry.context else ""),
         ("comes from", first.reference if not others else ""),
-        ("download it with", f"edge models pull {entry.name}{agree}"),
+        ("download it with", f"edge models pull {quoted(entry.name)}{agree}"),
     ]
     return [row for row in rows if row[1]]
 

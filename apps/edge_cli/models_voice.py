@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edge.units import size_text
+from edge.units import quoted, size_text
 from edge_cli import output, signals
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _rows(name: str, entry: CatalogEntry | None, found: Found | None, digest: st
             ("for", f"voice: {entry.purpose}"),
             ("licence", f"{entry.licence}, {entry.licence_url}"),
             ("size", "" if found else download + packages),
-            ("download it with", "" if found else f"edge models pull {entry.name}"),
+            ("download it with", "" if found else f"edge models pull {quoted(entry.name)}"),
         ]
     if found is not None:
         rows += [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.names import CACHE_HINTS
-from edge.units import duration_text, size_text
+from edge.units import duration_text, quoted, size_text
 from edge_cli import markdown, output
 from edge_cli.answer import Answer, CodeOnly, JsonLines, Silent, Text
 from edge_cli.app import App, pass_app
@@ -184,7 +184,8 @@ def _note_model_name(words: tuple[str, ...], settings: Settings) -> None:
     name = words[0] if words else ""
     if len(name.split()) == 1 and (is_reference(name) or name.endswith(".gguf") or find_entry(name, settings)):
         question = " ".join(words[1:]) or "your question"
-        output.note(f'{name} is a model, and was taken as part of the question. To ask it: edge run -m {name} "{question}"')
+        command = f"edge run -m {quoted(name)} {quoted(question)}"
+        output.note(f"{name} is a model, and was taken as part of the question. To ask it: {command}")
 
 
 def _explain(plan: Plan) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.units import quoted
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.bench import find_models
@@ -251,7 +252,7 @@ def _notes(artifacts: Sequence[Artifact], reports: Sequence[Report]) -> list[str
             if report.tuning.divergence is not None and (report, artifact) not in equal:
                 notes.append(
                     f"{artifact.kind} diverges by {report.tuning.divergence:.3f} nats from the model that was published, so "
-                    f"edge does not choose it for its speed. To run it: edge run -m {artifact.path}"
+                    f"edge does not choose it for its speed. To run it: edge run -m {quoted(artifact.path)}"
                 )
     if not any(report.is_better for report in reports):
         notes.append("No setting beat the defaults by more than the spread of the measurements, so the defaults are saved.")
@@ -289,7 +290,7 @@ def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any])
         else:
             why = f": {lookup.ignored}" if lookup.ignored else ""
             name = artifact.name if len(found) == 1 else f"{artifact.name} as {artifact.format}"
-            output.note(f"No saved settings apply to {name} here{why}. Measure it with: edge tune {model}")
+            output.note(f"No saved settings apply to {name} here{why}. Measure it with: edge tune {quoted(model)}")
     return 0 if any(lookup.tuning for _, lookup in found) else 1
 
 

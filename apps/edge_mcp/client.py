@@ -17,6 +17,7 @@ import msgspec
 
 from edge.errors import BackendUnavailableError, EdgeError, UsageError
 from edge.types import Tool
+from edge.units import quoted
 from edge_mcp.consent import Consent, mark_of_tool
 from edge_mcp.servers import Server
 
@@ -192,7 +193,7 @@ def allowed_tools(servers: Mapping[str, Server], consent: Consent, connections: 
     for name, server in servers.items():
         if not consent.has_server(name, server.mark):
             was = "was changed since you allowed it" if consent.knows_server(name) else "is not allowed yet"
-            notices.append(f"The server {name} {was}, so it is not used: edge mcp allow {name}")
+            notices.append(f"The server {name} {was}, so it is not used: edge mcp allow {quoted(name)}")
             continue
         try:
             found = connections.connect(name, server)
@@ -211,7 +212,9 @@ def allowed_tools(servers: Mapping[str, Server], consent: Consent, connections: 
                 else:
                     tools.append(made)
             elif consent.knows_tool(name, tool.name):
-                notices.append(f"The tool {tool.name} of {name} describes itself in another way now: edge mcp allow {name}")
+                notices.append(
+                    f"The tool {tool.name} of {name} describes itself in another way now: edge mcp allow {quoted(name)}"
+                )
     return tools, notices
 
 

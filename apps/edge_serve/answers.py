@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edge.errors import CancelledError
+from edge.errors import CancelledError, UsageError
 from edge_serve import limits
 from edge_serve.errors import ApiError
 
@@ -119,12 +119,15 @@ async def hold_model(call: Call, name: str | None) -> AsyncIterator[tuple[Assist
     """Hold the model of a request, which is loaded if it is not yet.
 
     Raises:
-        ApiError: there is no such model, or loading it takes too long.
+        ApiError: there is no such model, it is not one that chats, or loading it takes too long.
         ClientGoneError: the client went meanwhile.
         EdgeError: it cannot be loaded.
     """
     offered = await call.service.offer.find(name)
     call.record.model = offered.id
+    if offered.task == "embeddings":
+        message = f"The model {offered.id} makes embeddings, and does not chat. Ask /v1/embeddings, or name another model."
+        raise ApiError(400, message, code="invalid_value", param="model")
     call.service.check_running()
     began = time.perf_counter()
     async with contextlib.AsyncExitStack() as held:  # also where the client goes in the moment in which it is taken
@@ -136,6 +139,8 @@ async def hold_model(call: Call, name: str | None) -> AsyncIterator[tuple[Assist
         except asyncio.TimeoutError:
             message = f"{offered.id} is still being loaded. Try again later."
             raise ApiError(503, message, code="loading", retry_after_s=30) from None
+        except UsageError as error:  # such as a model that makes embeddings
+            raise ApiError(400, str(error), code="invalid_value", param="model") from error
         call.record.load_s = time.perf_counter() - began
         yield assistant, offered
 

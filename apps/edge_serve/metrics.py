@@ -139,4 +139,6 @@ class _Collector:
             running.add_metric([model.name], model.assistant.n_running)
             waiting.add_metric([model.name], model.assistant.n_waiting)
             memory.add_metric([model.name], model.memory_bytes)
+        for embedder in runtime.loaded_embedders:
+            memory.add_metric([embedder.name], embedder.memory_bytes)
         yield from (running, waiting, memory)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from edge.errors import EdgeError
+from edge.formats.facts import is_for_embeddings
+from edge.formats.gguf import read_header
 from edge_serve.errors import ApiError
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ class Offered:
         size_bytes: of its files; 0 if unknown.
         modified: when it was put there, in seconds since 1970.
         format, quantisation, sha256: as in `edge.catalog.Installed`.
+        task: "chat", or "embeddings" for a model that makes vectors and generates no text.
     """
 
     id: str
@@ -40,6 +45,7 @@ class Offered:
     format: str = "gguf"
     quantisation: str = ""
     sha256: str = ""
+    task: Literal["chat", "embeddings"] = "chat"
 
 
 @dataclass
@@ -116,4 +122,16 @@ def _offered(one: Installed) -> Offered:
         modified = int(one.path.stat().st_mtime)
     except OSError:
         modified = 0
-    return Offered(one.name, one.name, one.size_bytes, modified, one.format, one.quantisation, one.sha256 or "")
+    task: Literal["chat", "embeddings"] = "chat"
+    if one.format == "gguf" and _is_for_embeddings(one.path, one.size_bytes, modified):
+        task = "embeddings"
+    return Offered(one.name, one.name, one.size_bytes, modified, one.format, one.quantisation, one.sha256 or "", task)
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_for_embeddings(path: Path, size_bytes: int, modified: int) -> bool:
+    """Tell what a file is for, once for each version of it: its header takes up to a tenth of a second."""
+    try:
+        return is_for_embeddings(read_header(path))
+    except EdgeError:
+        return False  # loading it says what is wrong

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGETS", "Target", "check_packages"]
 
-_PACKAGES = ("torch", "transformers", "safetensors", "gguf", "ml_dtypes")
+_PACKAGES = ("transformers", "safetensors", "gguf", "ml_dtypes")
 """Modules that every conversion imports."""
 
 
@@ -43,13 +43,13 @@ class Target(NamedTuple):
 
 
 TARGETS: dict[Format, Target] = {
-    "gguf": Target("edge_convert.gguf.steps", ("gguf", "llama_cpp_python", "numpy")),
+    "gguf": Target("edge_convert.gguf.steps", ("gguf", "llama_cpp_python", "numpy"), ("torch",)),
     "onnx": Target(
         "edge_convert.onnx.steps",
         ("gguf", "numpy", "onnx", "transformers"),
         ("onnx", "onnxruntime"),
     ),
-    "coreml": Target("edge_convert.coreml.steps", ("coremltools", "torch", "transformers", "numpy"), ("coremltools",)),
+    "coreml": Target("edge_convert.coreml.steps", ("coremltools", "torch", "transformers", "numpy"), ("coremltools", "torch")),
 }
 
 

@@ -20,6 +20,7 @@ import msgspec
 from edge.bench.bandwidth import decode_bytes
 from edge.bench.process import setting_of
 from edge.bench.trace import ENGINE_THREAD, STAGES, Span, Stage
+from edge.units import quoted
 
 if TYPE_CHECKING:
     from edge.plan.receipt import Plan
@@ -213,7 +214,7 @@ def _of_decode(profile: Profile, is_tuned: bool) -> str:
 
 def _of_passes(phase: str, profile: Profile, is_tuned: bool) -> str:
     limit = next((one for one in profile.limits if one.phase == phase), None)
-    tune = f": edge tune {profile.model} looks for a faster engine, batch and number of threads."
+    tune = f": edge tune {quoted(profile.model)} looks for a faster engine, batch and number of threads."
     if limit is None:
         return tune if not is_tuned else ": a smaller model is faster (edge models ls)."
     if limit.bound == "memory":

@@ -19,6 +19,7 @@ from edge.bench.tune_options import QUICK_S, Report, TuneOptions
 from edge.bench.values import Sample, Setting
 from edge.errors import BackendError, EdgeError
 from edge.plan.tuning import remember
+from edge.units import quoted
 
 if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile
@@ -118,7 +119,7 @@ def tune(
                 remember(device, artifact, None, cache_dir=cache_dir, engines=tuner.readers)
             raise BackendError(
                 f"The engines could not be compared within {options.budget_s:.0f} seconds, so the usual one is used.",
-                f"Give it more time: edge tune {artifacts[0].name} --minutes 10",
+                f"Give it more time: edge tune {quoted(artifacts[0].name)} --minutes 10",
             ) from error
     for artifact, tuner, result in zip(artifacts, tuners, reports, strict=True):
         remember(device, artifact, result.tuning, cache_dir=cache_dir, engines=tuner.readers)

@@ -19,6 +19,7 @@ from edge.formats.artifact import Artifact, given_path, open_artifacts
 from edge.names import FORMATS, Format
 from edge.sources.base import ArtifactEntry, Context, Found, OnProgress
 from edge.sources.suggestion import suggest_reference
+from edge.units import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -232,8 +233,8 @@ def remove(reference: str, settings: Settings, *, formats: Sequence[Format] = FO
     elif not mine:
         found = here[0]
         how = {
-            "ollama": f"Remove it with: ollama rm {found.reference.removeprefix('ollama:')}",
-            "pip": f"Remove it with: pip uninstall {found.reference.removeprefix('pypi:').partition('==')[0]}",
+            "ollama": f"Remove it with: ollama rm {quoted(found.reference.removeprefix('ollama:'))}",
+            "pip": f"Remove it with: pip uninstall {quoted(found.reference.removeprefix('pypi:').partition('==')[0])}",
             "hub cache": "Remove it with: hf cache rm",
             "you": f"Remove the file yourself: {found.path}",
         }

@@ -18,6 +18,7 @@ from edge.names import FORMATS, Format
 from edge.sources.base import ArtifactEntry, Context, Found, OnProgress, Source
 from edge.sources.store import Store, weights_sha256
 from edge.sources.suggestion import REFERENCE, suggest_reference
+from edge.units import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +83,7 @@ class Request:
             self._source(artifacts[0]).fetch(artifacts[0].reference)  # which cannot be fetched, and says what to do
         if not download:
             raise ModelNotFoundError(
-                f"{self.reference} is not on this device.", f"Fetch it with: edge models pull {self.reference}"
+                f"{self.reference} is not on this device.", f"Fetch it with: edge models pull {quoted(self.reference)}"
             )
         return self.pull()
 
@@ -198,7 +199,9 @@ class Request:
         except ModelFileError as error:
             if found.owner != "edge" or "edge models rm" in error.hint:
                 raise
-            raise ModelFileError(error.message, f"{error.hint} To remove it: edge models rm {self.reference}") from error
+            raise ModelFileError(
+                error.message, f"{error.hint} To remove it: edge models rm {quoted(self.reference)}"
+            ) from error
         if found.files:
             sha256 = weights_sha256(found.path, found.files, artifact.weight_files)
         return replace(
@@ -226,7 +229,7 @@ class Request:
         return weights_sha256(found.path, found.files, weights)
 
     def _changed(self, found: Found, path: Path, digest: str, promised: str) -> ModelFileError:
-        repair = f"edge models rm {self.reference}, then: edge models pull {self.reference}"
+        repair = f"edge models rm {quoted(self.reference)}, then: edge models pull {quoted(self.reference)}"
         return ModelFileError(
             f"{path} is damaged or was changed: its SHA-256 is {digest}, and should be {promised}.",
             f"Run: {repair}" if found.owner == "edge" else f"It belongs to {found.owner}: restore it there.",
@@ -258,7 +261,7 @@ class Request:
         if entry and entry.accept_licence and not self.accept_licence:
             raise AccessDeniedError(
                 f"{entry.title} comes under the licence {entry.licence}, whose terms you have to accept first.",
-                f"Read {entry.licence_url}, then: edge models pull {entry.name} --accept-licence",
+                f"Read {entry.licence_url}, then: edge models pull {quoted(entry.name)} --accept-licence",
             )
 
     def _source(self, artifact: ArtifactEntry) -> Source:
@@ -293,9 +296,9 @@ class Request:
 def _not_published(entry: CatalogEntry, formats: Sequence[Format]) -> ModelNotFoundError:
     """Return the error for a catalogue name that is published in other formats only."""
     there = list(dict.fromkeys(artifact.form for artifact in entry.artifacts))
-    hint = f"It is there as {' and '.join(there)}: edge models pull {entry.name} --format {there[0]}"
+    hint = f"It is there as {' and '.join(there)}: edge models pull {quoted(entry.name)} --format {there[0]}"
     if "gguf" in there:
-        hint = f"Make it: edge convert {entry.name} --to {formats[0]}"
+        hint = f"Make it: edge convert {quoted(entry.name)} --to {formats[0]}"
     return ModelNotFoundError(f"{entry.name} is not published as {' or '.join(formats)}.", hint)
 
 

@@ -9,6 +9,7 @@ from edge.catalog.installed import source_of
 from edge.catalog.request import Request
 from edge.errors import ModelNotFoundError, UsageError
 from edge.sources.base import Context
+from edge.units import quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +80,7 @@ def voice_folder(reference: str, *, settings: Settings) -> Path:
     request = _voice_request(reference, settings)
     found = request.find()
     if found is None:
-        raise ModelNotFoundError(f"{reference} is not on this device.", f"Fetch it with: edge models pull {reference}")
+        raise ModelNotFoundError(f"{reference} is not on this device.", f"Fetch it with: edge models pull {quoted(reference)}")
     request.check(found)
     return found.path
 

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.embedding.embedder import Embedder, Input, OnEmbedded
 from edge.errors import ModelFileError, ModelTooLargeError, UsageError
 from edge.forks import ProcessLock
+from edge.formats.facts import is_for_embeddings
 from edge.units import size_text
 
 if TYPE_CHECKING:
     from edge.config.schema import Settings
     from edge.embedding.base import Embeddings
     from edge.formats.artifact import Artifact
-    from edge.formats.gguf import GGUFHeader
     from edge.sources.base import OnProgress
 
-__all__ = ["DEFAULT_MODEL", "EmbedderCache", "embed", "is_for_embeddings", "load_embedder"]
+__all__ = ["DEFAULT_MODEL", "EmbedderCache", "LoadedEmbedder", "embed", "is_for_embeddings", "load_embedder"]
 
 DEFAULT_MODEL = "all-minilm-l6-v2"
 """Of the catalogue: small, English, Apache-2.0."""
 
-_ENCODERS = frozenset(
-    {"bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"}
-)
-_POOLS = frozenset({1, 2, 3})  # mean, cls, last; 4 is a reranker's score
 _MEMORY_FACTOR = 1.5  # what a loaded model takes, as a multiple of its file: weights, and buffers of a batch
 
 
@@ -77,13 +75,6 @@ def load_embedder(
     return Embedder(LlamaCppEmbeddings(artifact, n_threads), artifact.name)
 
 
-def is_for_embeddings(header: GGUFHeader) -> bool:
-    """Return True if a GGUF file says how it makes a vector of a text."""
-    architecture = header.architecture
-    pooling = header.metadata.get(f"{architecture}.pooling_type")
-    return pooling in _POOLS or (pooling is None and architecture in _ENCODERS)
-
-
 def _find(name: str, settings: Settings, download: bool, on_progress: OnProgress | None) -> Artifact:
     from edge.catalog.api import resolve
 
@@ -109,12 +100,34 @@ def _settings() -> Settings:
     return load_settings()
 
 
+@dataclass(slots=True, eq=False)
+class LoadedEmbedder:
+    """An embedding model in memory.
+
+    Attributes:
+        name: by which it was asked for.
+        embedder: the model.
+        n_users: that compute with it now.
+        used_at: when it was last used, of `time.monotonic`.
+    """
+
+    name: str
+    embedder: Embedder
+    n_users: int = 0
+    used_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes, about."""
+        return int(self.embedder.info.memory_bytes * _MEMORY_FACTOR)
+
+
 class EmbedderCache:
     """The embedding models that a program uses, loaded when they are asked for. May be used from any thread.
 
     Args:
         settings: as for `load_embedder`.
-        most: models in memory at most; the least recently used is closed for another.
+        most: models in memory at most, unless more are in use; the least recently used is closed for another.
         load: instead of `load_embedder`, for tests.
     """
 
@@ -123,36 +136,59 @@ class EmbedderCache:
     ) -> None:
         self._settings, self._most, self._load = settings, most, load
         self._lock = ProcessLock()
-        self._loaded: dict[str, tuple[Embedder, float]] = {}
+        self._loaded: dict[str, LoadedEmbedder] = {}
         self._process = os.getpid()
 
-    def get(self, model: str | None = None, *, settings: Settings | None = None, download: bool = True) -> Embedder:
-        """Return an embedder, loaded if it is not yet. Args and errors are those of `load_embedder`."""
+    @contextlib.contextmanager
+    def use(self, model: str | None = None, *, settings: Settings | None = None, download: bool = True) -> Iterator[Embedder]:
+        """Hold an embedder, loaded if it is not yet, and not closed before the block ends; see `load_embedder`."""
         name = model or DEFAULT_MODEL
         with self._lock:
             if self._process != os.getpid():  # a forked process has none of the engine's threads
                 self._loaded, self._process = {}, os.getpid()
             if name not in self._loaded:
-                while len(self._loaded) >= self._most:
-                    oldest = min(self._loaded, key=lambda one: self._loaded[one][1])
-                    self._loaded.pop(oldest)[0].close()  # which waits for a batch that is computed
-                self._loaded[name] = self._load(name, settings=settings or self._settings, download=download), 0.0
-            embedder = self._loaded[name][0]
-            self._loaded[name] = embedder, time.monotonic()
-            return embedder
+                while len(self._loaded) >= self._most and self._close_one(lambda one: True):
+                    pass
+                embedder = self._load(name, settings=settings or self._settings, download=download)
+                self._loaded[name] = LoadedEmbedder(name, embedder)
+            loaded = self._loaded[name]
+            loaded.n_users += 1
+        try:
+            yield loaded.embedder
+        finally:
+            with self._lock:
+                loaded.n_users -= 1
+                loaded.used_at = time.monotonic()
 
     @property
-    def memory_bytes(self) -> int:
-        """What the loaded models take, about."""
+    def loaded(self) -> list[LoadedEmbedder]:
+        """The models in memory, the most recently used first."""
+        return sorted(self._loaded.copy().values(), key=lambda one: -one.used_at)  # without the lock: a load may take long
+
+    def close_unused(self, since: float) -> bool:
+        """Close the model that was not used for the longest time, if that is since this time of `time.monotonic`.
+
+        Returns:
+            Whether there was one that nobody uses.
+        """
         with self._lock:
-            return sum(int(embedder.info.memory_bytes * _MEMORY_FACTOR) for embedder, _ in self._loaded.values())
+            return self._close_one(lambda one: one.used_at <= since)
 
     def close(self) -> None:
         """Close all of them; the cache may be used again."""
         with self._lock:
-            for embedder, _ in self._loaded.values():
-                embedder.close()
+            for one in self._loaded.values():
+                one.embedder.close()  # which waits for a batch that is computed
             self._loaded = {}
+
+    def _close_one(self, may_go: Callable[[LoadedEmbedder], bool]) -> bool:
+        unused = [one for one in self._loaded.values() if not one.n_users and may_go(one)]
+        if not unused:
+            return False
+        oldest = min(unused, key=lambda one: one.used_at)
+        del self._loaded[oldest.name]
+        oldest.embedder.close()
+        return True
 
 
 _shared = EmbedderCache()
@@ -185,5 +221,5 @@ def embed(
         CancelledError: on_progress said False.
         EdgeError: as `load_embedder`.
     """
-    embedder = _shared.get(model, settings=settings)
-    return embedder.embed(texts, dimensions=dimensions, truncate=truncate, on_progress=on_progress)
+    with _shared.use(model, settings=settings) as embedder:
+        return embedder.embed(texts, dimensions=dimensions, truncate=truncate, on_progress=on_progress)

@@ -22,7 +22,7 @@ from edge.formats.facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts
 from edge.formats.gguf import GGUFHeader, read_header, split_error
 from edge.formats.onnx import CONFIG, OnnxFolder, read_onnx_folder
 from edge.names import Format
-from edge.units import one_line, reason
+from edge.units import one_line, quoted, reason
 
 __all__ = [
     "Artifact",
@@ -265,7 +265,7 @@ def _find_models(path: Path) -> list[Path]:
     if any(name in _CHECKPOINT_FILES or name.endswith(".safetensors") for name in names):
         raise ModelFileError(
             f"{path} is a checkpoint, which no engine here reads as it is.",
-            f"Convert it with: edge convert {path}",
+            f"Convert it with: edge convert {quoted(path)}",
         )
     raise ModelFileError(f"{path} is a folder without a model.", "Give a .gguf file, or an ONNX or Core ML folder.")
 

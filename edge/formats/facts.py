@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from edge.formats.onnx import OnnxFolder
     from edge.names import Accelerator
 
-__all__ = ["ModelFacts", "facts_of_coreml", "facts_of_gguf", "facts_of_onnx"]
+__all__ = ["ModelFacts", "facts_of_coreml", "facts_of_gguf", "facts_of_onnx", "is_for_embeddings"]
+
+_ENCODERS = frozenset(
+    {"bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"}
+)
+_POOLS = frozenset({1, 2, 3})  # mean, cls, last; 4 is a reranker's score
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,13 @@ def facts_of_gguf(header: GGUFHeader) -> ModelFacts:
         head_dim_v=header.head_dim_v,
         n_ctx_train=header.n_ctx_train,
     )
+
+
+def is_for_embeddings(header: GGUFHeader) -> bool:
+    """Return True if a GGUF file says how it makes a vector of a text."""
+    architecture = header.architecture
+    pooling = header.metadata.get(f"{architecture}.pooling_type")
+    return pooling in _POOLS or (pooling is None and architecture in _ENCODERS)
 
 
 def facts_of_onnx(folder: OnnxFolder) -> ModelFacts:

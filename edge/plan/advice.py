@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from edge.errors import BUILD_HINT
 from edge.names import TITLES
 from edge.registry import ENGINES, load_entry
-from edge.units import size_text
+from edge.units import quoted, size_text
 
 if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile
@@ -109,7 +108,7 @@ def _repacking(device: DeviceProfile, plan: Plan) -> Iterator[str]:
     packed = plan.artifact.quantisation
     if plan.accelerator == "cpu" and packed in _NOT_REPACKED:
         name = plan.artifact.name
-        source = name if plan.artifact.source == name else shlex.quote(str(plan.artifact.path))
+        source = quoted(name if plan.artifact.source == name else plan.artifact.path)
         yield (
             f"{name} is packed as {packed}. The same model as Q4_0 prefills about twice as fast on a CPU, since llama.cpp can "
             f"repack it: edge convert {source} --quant Q4_0 --name {_as_name(name)}-q4_0"
@@ -120,7 +119,8 @@ def _other_engine(device: DeviceProfile, plan: Plan) -> Iterator[str]:
     """Advise to measure OpenVINO where it may be faster and nobody knows."""
     if (plan.backend, plan.accelerator) != ("llamacpp", "cpu") or "measured" in _reason(plan, "backend"):
         return
-    source = plan.artifact.name if plan.artifact.source == plan.artifact.name else shlex.quote(str(plan.artifact.path))
+    name = plan.artifact.name
+    source = quoted(name if plan.artifact.source == name else plan.artifact.path)
     engine, row = device.engine("openvino"), ENGINES["openvino"]
     if engine is not None and engine.is_installed and not (row.why_not and load_entry(row.why_not)(plan.artifact)):
         yield f"OpenVINO is here, too, and nobody measured which is faster. A minute tells: edge tune {source} --quick"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edge.errors import ModelFileError, ModelNotFoundError, UsageError
 from edge.formats.artifact import is_gguf, is_side_file, split_parts
 from edge.sources.base import quantisation_of, safe_name
+from edge.units import quoted
 
 if TYPE_CHECKING:
     from edge.names import Format
@@ -137,7 +138,7 @@ def _without_models(names: Sequence[str], repo_id: str) -> ModelNotFoundError:
     if any(name.endswith((".safetensors", ".bin", ".pth")) for name in names):
         return ModelNotFoundError(
             f"hf:{repo_id} holds a checkpoint and no GGUF file.",
-            f"Convert it with: edge convert hf:{repo_id}, or look for a repository whose name ends in -GGUF.",
+            f"Convert it with: edge convert {quoted(f'hf:{repo_id}')}, or look for a repository whose name ends in -GGUF.",
         )
     if any(name.endswith(".onnx") for name in names):
         return ModelNotFoundError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.formats.artifact import licence_beside
 from edge.sources.base import Found, Source
+from edge.units import quoted
 
 __all__ = ["LocalSource"]
 
@@ -35,6 +36,6 @@ class LocalSource(Source):
         if found is None:
             raise ModelNotFoundError(
                 f"Your catalogue says that {self.context.name} is at {reference}, and there is nothing there.",
-                f"Put it back or make it again, or forget it: edge models rm {self.context.name}",
+                f"Put it back or make it again, or forget it: edge models rm {quoted(self.context.name)}",
             )
         return found

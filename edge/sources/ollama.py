@@ -16,6 +16,7 @@ from typing import Any
 from edge.errors import ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge.files import expand_user, open_file
 from edge.sources.base import Found, Source
+from edge.units import quoted
 
 __all__ = ["OllamaSource"]
 
@@ -47,7 +48,7 @@ class _Tag:
     @property
     def repair(self) -> str:
         """The hint for a model that is damaged."""
-        return f"Repair it with: ollama pull {str(self).removeprefix('ollama:')}"
+        return f"Repair it with: ollama pull {quoted(str(self).removeprefix('ollama:'))}"
 
     def manifest(self, folder: Path) -> Path:
         return folder / "manifests" / self.host / self.namespace / self.name / self.tag
@@ -91,8 +92,8 @@ class OllamaSource(Source):
         near = get_close_matches(str(wanted), known, n=1, cutoff=0.6)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise ModelNotFoundError(
-            f"The Ollama on this device has no {str(wanted).removeprefix('ollama:')}.",
-            f"{hint}Fetch it with: ollama pull {str(wanted).removeprefix('ollama:')}",
+            f"The Ollama on this device has no {quoted(str(wanted).removeprefix('ollama:'))}.",
+            f"{hint}Fetch it with: ollama pull {quoted(str(wanted).removeprefix('ollama:'))}",
         )
 
     def installed(self) -> list[Found]:

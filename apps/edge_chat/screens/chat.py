@@ -234,7 +234,8 @@ class ChatScreen(ChatView):
             self._note_ran(command.name)
             await self._runners[command.name](self, argument)
         except EdgeError:
-            self.composer.put_back(event.text, event.attachments)
+            if argument or command.needs_argument:  # which can be corrected
+                self.composer.put_back(event.text, event.attachments)
             raise
 
     def _complete(self, name: str, typed: str) -> Sequence[Completion]:

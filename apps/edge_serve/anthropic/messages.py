@@ -12,6 +12,7 @@ from edge_serve.anthropic.wire import CountRequest, MessagesRequest
 from edge_serve.asked import ToolSpec, constraint_of, options_of, tool_options
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
+from edge_serve.lora import lora_options
 from edge_serve.sampling import make_sampling
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ async def create(call: Call) -> None:
         options["max_thinking"] = body.thinking.budget_tokens
 
     def start(assistant: Assistant) -> Reply:
-        return assistant.generate(messages, sampling, **options)
+        return assistant.generate(messages, sampling, **options, **lora_options(body.lora, assistant))
 
     async with answer(call, body.model, start, is_streamed=bool(body.stream)) as found:
         head = _head(found)

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from edge_serve.lora import AdapterScale
+
 __all__ = ["Block", "CountRequest", "InputMessage", "MessagesRequest", "Source"]
 
 
@@ -84,7 +86,7 @@ class CountRequest(msgspec.Struct, kw_only=True):
 
 
 class MessagesRequest(CountRequest, kw_only=True):
-    """Of POST /v1/messages."""
+    """Of POST /v1/messages. `lora` is not Anthropic's: the adapters of this request."""
 
     max_tokens: int
     stream: bool | None = None
@@ -94,3 +96,4 @@ class MessagesRequest(CountRequest, kw_only=True):
     top_k: int | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
+    lora: list[AdapterScale] | None = None

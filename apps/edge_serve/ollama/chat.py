@@ -15,8 +15,9 @@ from edge_serve.answers import Answer, answer
 from edge_serve.asked import ToolSpec, options_of, tool_options
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
+from edge_serve.lora import lora_options
 from edge_serve.ollama.models import load_or_unload
-from edge_serve.ollama.wire import ChatRequest, InputMessage, end_of, form_options, head_of, sampling_of
+from edge_serve.ollama.wire import ChatRequest, InputMessage, end_of, form_options, head_of, options_of_body
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
@@ -34,7 +35,7 @@ async def chat(call: Call) -> None:
     if not body.messages:
         await load_or_unload(call, body, {"message": {"role": "assistant", "content": ""}})
         return
-    messages, sampling = _messages(body.messages), sampling_of(call, body)
+    messages, (sampling, lora) = _messages(body.messages), options_of_body(call, body)
     specs = [
         ToolSpec(f"tools[{number}]", tool.function.name, tool.function.description, tool.function.parameters)
         for number, tool in enumerate(body.tools or ())
@@ -42,7 +43,7 @@ async def chat(call: Call) -> None:
     options = {**options_of(call), **form_options(body), **tool_options(specs)}
 
     def start(assistant: Assistant) -> Reply:
-        return assistant.generate(messages, sampling, **options)
+        return assistant.generate(messages, sampling, **options, **lora_options(lora, assistant))
 
     is_streamed = body.stream is not False
     async with answer(call, body.model, start, is_streamed=is_streamed) as found:

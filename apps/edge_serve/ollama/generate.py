@@ -12,9 +12,10 @@ from edge_serve.answers import Answer, answer
 from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
+from edge_serve.lora import lora_options
 from edge_serve.ollama.chat import NDJSON
 from edge_serve.ollama.models import load_or_unload
-from edge_serve.ollama.wire import GenerateRequest, end_of, form_options, head_of, sampling_of
+from edge_serve.ollama.wire import GenerateRequest, end_of, form_options, head_of, options_of_body
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
@@ -34,14 +35,13 @@ async def generate(call: Call) -> None:
     if not body.prompt:
         await load_or_unload(call, body, {"response": ""})
         return
-    prompt, sampling = body.prompt, sampling_of(call, body)
+    prompt, (sampling, lora) = body.prompt, options_of_body(call, body)
     options = {**options_of(call), **form_options(body)}
     messages = [*([Message("system", body.system)] if body.system else []), Message("user", prompt)]
 
     def start(assistant: Assistant) -> Reply:
-        return (
-            assistant.complete(prompt, sampling, **options) if body.raw else assistant.generate(messages, sampling, **options)
-        )
+        chosen = {**options, **lora_options(lora, assistant)}
+        return assistant.complete(prompt, sampling, **chosen) if body.raw else assistant.generate(messages, sampling, **chosen)
 
     is_streamed = body.stream is not False
     async with answer(call, body.model, start, is_streamed=is_streamed) as found:

@@ -35,19 +35,36 @@ async def ps(call: Call) -> None:
     by_reference = {model.reference: model for model in await call.service.offer.models()}
     idle_s = call.service.settings.server.idle_s
     listed = []
+
+    def ends(used_at: float) -> str:
+        return _NEVER if idle_s is None else _time(time.time() + idle_s - (time.monotonic() - used_at))
+
     for loaded in call.service.runtime.loaded:
         model = by_reference.get(loaded.name) or Offered(loaded.name, loaded.name)
-        ends = _NEVER if idle_s is None else _time(time.time() + idle_s - (time.monotonic() - loaded.used_at))
         is_on_device = loaded.assistant.plan is not None and loaded.assistant.plan.accelerator != "cpu"
         size = loaded.memory_bytes
-        more = {"size": size, "size_vram": size if is_on_device else 0, "expires_at": ends}
+        more = {"size": size, "size_vram": size if is_on_device else 0, "expires_at": ends(loaded.used_at)}
         listed.append({**_listed(model), **more, "context_length": loaded.assistant.n_ctx})
+    for one in call.service.runtime.loaded_embedders:
+        model = by_reference.get(one.name) or Offered(one.name, one.name)
+        more = {"size": one.memory_bytes, "size_vram": 0, "expires_at": ends(one.used_at)}
+        listed.append({**_listed(model), **more, "context_length": one.embedder.info.n_ctx})
     await call.json({"models": listed})
 
 
 async def show(call: Call) -> None:
-    """Describe a model, which is loaded for it."""
+    """Describe a model, which is loaded for it, unless it makes embeddings."""
     body = await call.body(ModelRequest)
+    found = await call.service.offer.find(body.model or body.name)
+    if found.task == "embeddings":
+        about: dict[str, Any] = {
+            "modelfile": f"FROM {found.id}\n",
+            "parameters": "",
+            "template": "",
+            "details": _details(found),
+        }
+        await call.json({**about, "model_info": {}, "capabilities": ["embedding"], "modified_at": _time(found.modified)})
+        return
     async with hold_model(call, body.model or body.name) as (assistant, model):
         info = assistant.info
         family = info.architecture

@@ -10,6 +10,7 @@ import msgspec
 from edge.types import Sampling
 from edge_serve.asked import constraint_of
 from edge_serve.errors import ApiError
+from edge_serve.lora import AdapterScale
 from edge_serve.sampling import make_sampling
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ __all__ = [
     "end_of",
     "form_options",
     "head_of",
-    "sampling_of",
+    "options_of_body",
 ]
 
 
 class Options(msgspec.Struct):
-    """How tokens are chosen; `num_predict` is the longest reply, and below 0 sets no limit."""
+    """How tokens are chosen; `num_predict` is the longest reply, and below 0 sets no limit.
+
+    `lora` is not Ollama's: the adapters of this request. It is here, since Ollama's own clients send no other field.
+    """
 
     temperature: float | None = None
     top_k: int | None = None
@@ -43,6 +47,7 @@ class Options(msgspec.Struct):
     seed: int | None = None
     stop: str | list[str] | None = None
     num_predict: int | None = None
+    lora: list[AdapterScale] | None = None
 
 
 class CommonRequest(msgspec.Struct, kw_only=True):
@@ -121,8 +126,8 @@ class ModelRequest(msgspec.Struct):
     verbose: bool | None = None
 
 
-def sampling_of(call: Call, body: CommonRequest) -> Sampling:
-    """Return how tokens are chosen. Options that nobody reads are named as ignored.
+def options_of_body(call: Call, body: CommonRequest) -> tuple[Sampling, list[AdapterScale] | None]:
+    """Return how tokens are chosen, and the adapters of the request. Options that nobody reads are named as ignored.
 
     Raises:
         ApiError: a value is out of its range.
@@ -132,12 +137,12 @@ def sampling_of(call: Call, body: CommonRequest) -> Sampling:
         options = msgspec.convert(given, Options)
     except msgspec.ValidationError as error:
         raise ApiError(400, f"options has a value of a wrong type: {error}.", code="invalid_type", param="options") from None
-    fields = msgspec.structs.asdict(options)
+    fields = {name: value for name, value in msgspec.structs.asdict(options).items() if name != "lora"}
     limit = fields.pop("num_predict")
     fields["max_tokens"] = None if limit is None or limit < 0 else limit
     unknown = [name for name in given if not hasattr(options, name) and name.isidentifier() and name.isascii()]
     call.record.ignored += [f"options.{name[:40]}" for name in unknown[:20]]
-    return make_sampling(fields, {"max_tokens": "num_predict"})
+    return make_sampling(fields, {"max_tokens": "num_predict"}), options.lora
 
 
 def form_options(body: CommonRequest) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from edge_serve.answers import Answer, answer, hold_model
 from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
-from edge_serve.openai.adapters import lora_options
+from edge_serve.lora import lora_options
 from edge_serve.openai.messages import messages_of
 from edge_serve.openai.options import chat_options
 from edge_serve.openai.probabilities import chat_form, check_number

@@ -43,6 +43,7 @@ class Model(_Described):
     owned_by: str
     status: Literal["loaded", "loading", "not loaded"]
     format: str
+    task: Literal["chat", "embeddings"]
     context_window: int | msgspec.UnsetType = msgspec.UNSET
     memory_bytes: int | msgspec.UnsetType = msgspec.UNSET
 

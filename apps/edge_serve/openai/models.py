@@ -31,7 +31,9 @@ def describe(call: Call, model: Offered) -> dict[str, Any]:
     """Return a model with its state."""
     runtime = call.service.runtime
     loaded = next((one for one in runtime.loaded if one.name == model.reference), None)
-    status = "loaded" if loaded is not None else "loading" if model.reference in runtime.loading else "not loaded"
+    embedder = next((one for one in runtime.loaded_embedders if one.name == model.reference), None)
+    is_loaded = loaded is not None or embedder is not None
+    status = "loaded" if is_loaded else "loading" if model.reference in runtime.loading else "not loaded"
     created = model.modified or call.service.started_at
     shown: dict[str, Any] = {
         "id": model.id,
@@ -44,7 +46,10 @@ def describe(call: Call, model: Offered) -> dict[str, Any]:
         "owned_by": "edge",
         "status": status,
         "format": model.format,
+        "task": model.task,
     }
     if loaded is not None:
         shown |= {"context_window": loaded.assistant.n_ctx, "memory_bytes": loaded.memory_bytes}
+    elif embedder is not None:
+        shown |= {"context_window": embedder.embedder.info.n_ctx, "memory_bytes": embedder.memory_bytes}
     return shown

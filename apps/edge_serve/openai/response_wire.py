@@ -10,7 +10,7 @@ from edge.errors import UsageError
 from edge.types import Message, ToolCall
 from edge_serve import limits
 from edge_serve.errors import ApiError
-from edge_serve.openai.adapters import AdapterScale
+from edge_serve.lora import AdapterScale
 from edge_serve.openai.messages import ROLES, arguments_of, text_of_part
 from edge_serve.openai.wire import Part
 

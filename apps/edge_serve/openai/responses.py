@@ -9,7 +9,7 @@ from edge_serve.answers import Answer, answer, hold_model
 from edge_serve.asked import ToolSpec, constraint_of, options_of, tool_options
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
-from edge_serve.openai.adapters import lora_options
+from edge_serve.lora import lora_options
 from edge_serve.openai.response_stream import Writer, chunks, new_id
 from edge_serve.openai.response_wire import Format, ResponsesRequest, messages_of_input
 from edge_serve.sampling import make_sampling

@@ -9,7 +9,7 @@ import msgspec
 from edge.types import Sampling
 from edge_serve import limits
 from edge_serve.errors import ApiError
-from edge_serve.openai.adapters import AdapterScale
+from edge_serve.lora import AdapterScale
 from edge_serve.sampling import make_sampling
 
 if TYPE_CHECKING:

@@ -49,14 +49,19 @@ async def test_what_cannot_be_is_said_and_nothing_changes():
         await enter(pilot, "/lora late")
         await eventually(pilot, lambda: "no adapter 'late'. It has: pirate." in complaint(app))
         assert not app.chat_screen.controller.lora
+        assert app.chat_screen.composer.text == "/lora late", "to be corrected"
 
 
 async def test_without_adapters_the_chat_says_how_to_get_some():
     app = fake_app()
     async with app.run_test(size=(80, 30)) as pilot:
         await settle(pilot)
-        await enter(pilot, "/lora")
-        await eventually(pilot, lambda: "has no adapters. Start the chat with some: edge chat --lora FILE" in complaint(app))
+        for typed in ("/lora", "/lora pirate"):
+            await enter(pilot, typed)
+            await eventually(
+                pilot, lambda: "has no adapters. Start the chat with some: edge chat --lora FILE" in complaint(app)
+            )
+            assert app.chat_screen.composer.text == ""
 
 
 async def test_they_are_shown_with_their_scales():

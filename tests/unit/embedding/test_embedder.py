@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -76,12 +78,23 @@ def test_it_is_stopped_between_batches_and_closed_for_good() -> None:
 
 def test_models_stay_loaded_and_the_least_recently_used_makes_room() -> None:
     cache = EmbedderCache(load=load_hashed)
-    one, two = cache.get("one"), cache.get("two")
-    assert cache.get("one") is one
-    cache.get("three")
-    assert cache.get("one") is one
+
+    def get(name: str) -> Embedder:
+        with cache.use(name) as embedder:
+            return embedder
+
+    one, two = get("one"), get("two")
+    assert get("one") is one
+    get("three")
+    assert get("one") is one
     with pytest.raises(BackendError):
         two.embed("x")
+    with cache.use("one"), cache.use("three"), cache.use("four") as four:
+        assert not cache.close_unused(time.monotonic())
+        assert len(cache.loaded) == 3 and four.embed("x").vectors.shape == (1, 8), "none in use is closed for another"
+    since = next(loaded.used_at for loaded in cache.loaded if loaded.name == "four")
+    assert cache.close_unused(since) and [loaded.name for loaded in cache.loaded] == ["one", "three"]
+    assert not cache.close_unused(since)
     with edge.Runtime(load_embedder=load_hashed) as runtime:
         assert runtime.embed(["a", "b"]).vectors.shape == (2, 8)
     with pytest.raises(BackendError, match="closed"):

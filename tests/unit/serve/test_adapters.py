@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from anthropic import Anthropic
+from ollama import Client
 from openai import OpenAI
 
 from tests.adapters import fake_adapters
@@ -63,6 +65,32 @@ def test_completions_and_responses_take_them_too(running: Serving) -> None:
         assert text.startswith("[formal at 0.5] ")
         made = client.responses.create(model="tiny", input="Hi", max_output_tokens=30, extra_body=extra)
         assert made.output_text.startswith("[formal at 0.5] ")
+
+
+def test_the_other_protocols_take_them_as_an_extension(running: Serving) -> None:
+    lora = [{"id": 1, "scale": 0.5}]
+    with Anthropic(base_url=running.url, api_key="none", _strict_response_validation=True) as client:
+        made = client.messages.create(model="tiny", messages=HI, max_tokens=40, extra_body={"lora": lora})
+        assert made.content[0].text.startswith("[formal at 0.5] ")
+        with client.messages.stream(model="tiny", messages=HI, max_tokens=40, extra_body={"lora": []}) as stream:
+            assert stream.get_final_text().startswith("You said")
+    options = {"num_predict": 40, "lora": lora}
+    prompt = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    with Client(host=running.url) as ollama:
+        assert ollama.chat("tiny", messages=HI, options=options).message.content.startswith("[formal at 0.5] ")
+        assert ollama.generate("tiny", "Hi", options=options).response.startswith("[formal at 0.5] ")
+        assert ollama.generate("tiny", prompt, raw=True, options=options).response.startswith("[formal at 0.5] ")
+
+
+def test_the_other_protocols_say_in_their_own_form_what_cannot_be(running: Serving) -> None:
+    bad: list[dict[str, Any]] = [{"id": "late"}]
+    status, _, error = running.post("/v1/messages", {"model": "tiny", "messages": HI, "max_tokens": 9, "lora": bad})
+    assert (status, error["type"], error["error"]["type"]) == (400, "error", "invalid_request_error")
+    assert "late" in error["error"]["message"]
+    status, _, error = running.post("/api/chat", {"model": "tiny", "messages": HI, "options": {"lora": bad}})
+    assert status == 400 and "late" in error["error"]
+    status, _, error = running.post("/api/chat", {"model": "tiny", "messages": HI, "options": {"lora": "late"}})
+    assert status == 400 and "options" in error["error"]
 
 
 def test_adapters_are_listed(running: Serving) -> None:
