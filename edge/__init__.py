@@ -16,6 +16,8 @@ turns.py      starts the turns of both and stops them; arguments.py, checks of w
 request.py    what is asked of a turn; constraint.py, what its reply has to be
 turn.py       from messages to the end of a reply, in a thread of its own
 reply.py      the reply while it runs; events.py, what it consists of; reply_state.py, what the turn writes and the reply reads
+tiers/        the next tier: a larger model or a server, for what the router sends on; escalating.py, from the settings to one;
+              tiered_turn.py, a turn that it may answer
 reply_reader.py  text, thoughts and tool calls of a reply; thinking.py, replies of models that think first
 messages.py   messages, and the tools that a model may call
 types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types

@@ -20,6 +20,7 @@ from edge.structured.shapes import Shape, shape_of, shape_of_constraint
 from edge.types import Message, Sampling, SamplingOptions, Tool, kind_of
 
 if TYPE_CHECKING:
+    from edge.tiers.base import Consent
     from edge.tool_runner import Approve
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "check_attachments",
     "check_choice",
     "check_choices",
+    "check_consent",
     "check_count",
     "check_history",
     "check_message",
@@ -157,6 +159,8 @@ def asked(sampling: Sampling | None, options: RequestOptions) -> Request:
         approve=check_approve(options.get("approve")),
         max_thinking=check_count("max_thinking", options.get("max_thinking")),
         lora=options.get("lora"),
+        consent=check_consent(options.get("consent")),
+        escalate=check_choice("escalate", options.get("escalate"), (True, False)),
     )
 
 
@@ -201,6 +205,14 @@ def check_approve(approve: object) -> Approve | None:
         return cast("Approve | None", approve)
     hint = "Pass a function that takes a call and returns True or False."
     raise UsageError(f'approve is a function or "always", not {kind_of(approve)}.', hint)
+
+
+def check_consent(consent: object) -> Consent | None:
+    """Return who allows that text leaves this device."""
+    if consent is None or consent == "always" or callable(consent):
+        return cast("Consent | None", consent)
+    hint = "Pass a function that takes an edge.tiers.Outgoing and returns True or False."
+    raise UsageError(f'consent is a function or "always", not {kind_of(consent)}.', hint)
 
 
 def check_choice(name: str, value: T | None, choices: Sequence[T]) -> T | None:

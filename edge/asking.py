@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edge.embedding.base import Embeddings
     from edge.judging import Prompt
     from edge.reply import Reply
+    from edge.request import Request
+    from edge.tiers.base import Outgoing
     from edge.types import PromptSize
 
 __all__ = ["Asking"]
@@ -53,6 +55,32 @@ class Asking(Judging):
             BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
         """
         return self._answer(self._with_system(prompt), asked(sampling, options), cache_namespace)
+
+    def outgoing(
+        self, prompt: str | Prompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
+    ) -> Outgoing | None:
+        """Return what would leave this device if `generate` sent this on to the next tier. Sends nothing.
+
+        Args:
+            prompt, sampling, options: as in `generate`.
+
+        Returns:
+            All that would be sent, and where to; None if the next tier is a model on this device.
+
+        Raises:
+            UsageError: there is no next tier, it cannot take this, or an argument is wrong.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        return self._turns.outgoing(replace(asked(sampling, options), prompt=self._with_system(prompt)))
+
+    def pass_on(self, request: Request) -> Reply:
+        """Answer what another model was asked, with all that was asked of it: the work of a tier (`edge.tiers.local`).
+
+        Raises:
+            BackendError: the assistant is closed. All other errors come from the reply.
+        """
+        self._turns.check_open()
+        return self._turns.start(self._turns.make(replace(request, escalate=False)), self)
 
     def generate_choices(
         self,

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from edge.prompt.template import ChatTemplate
     from edge.reply import Reply
     from edge.request import RequestOptions
+    from edge.tiers.escalation import Escalation
     from edge.tool_runner import Approve
     from edge.types import Tool
 
@@ -89,6 +90,7 @@ class Assistant(Responding):
         sensors: read for the governor; None are those of this machine.
         trace: times the stages of turns; None times nothing.
         max_waiting: replies that may wait while others run; one more is a BusyError. None sets no limit.
+        escalation: the next tier, which takes what its router sends on; None has none. The assistant closes its tier.
 
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
@@ -117,6 +119,7 @@ class Assistant(Responding):
         sensors: Sensors | None = None,
         trace: Trace | None = None,
         max_waiting: int | None = None,
+        escalation: Escalation | None = None,
     ) -> None:
         if trace is not None:
             backend = trace.watch(backend, "backend")
@@ -157,6 +160,8 @@ class Assistant(Responding):
             namespace=cache_namespace,
             max_waiting=max_waiting,
             adapters=backend.adapters,
+            model=self.model_name,
+            escalation=escalation,
         )
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
         own_store = self.store if store is None else None
@@ -296,6 +301,20 @@ class Assistant(Responding):
     @window.setter
     def window(self, window: str) -> None:
         self._turns.window = window
+
+    @property
+    def escalation(self) -> Escalation | None:
+        """The next tier, its router and what the user agreed to; its fields may be changed. None where there is none.
+
+        Setting it closes the tier before, unless the new one has it, too.
+        """
+        return self._turns.escalation
+
+    @escalation.setter
+    def escalation(self, escalation: Escalation | None) -> None:
+        before, self._turns.escalation = self._turns.escalation, escalation
+        if before is not None and (escalation is None or escalation.tier is not before.tier):
+            before.tier.close()
 
     @property
     def can_call_tools(self) -> bool:

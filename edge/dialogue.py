@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edge.conversation.tree import Attachment, ConversationInfo
     from edge.names import CacheHint
     from edge.reply import Reply
+    from edge.tiers.base import Outgoing
     from edge.tool_runner import Approve
     from edge.turns import Turns
     from edge_voice.talk import Talk, TalkOptions
@@ -432,6 +433,35 @@ class Conversation:
         next_one = [Node(0, None, "user", text, tuple(attachments))] if text or attachments else []
         prompt = self._prompt([*self.messages, *next_one], self.info)
         return self._turns.count(replace(request, prompt=prompt, options=self._options(request)))
+
+    def outgoing(
+        self,
+        text: str,
+        *,
+        attachments: Sequence[Attachment] = (),
+        sampling: Sampling | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Outgoing | None:
+        """Return what would leave this device if a message were sent on to the next tier: all messages. Sends nothing.
+
+        Args:
+            text, attachments, sampling, options: as in `send`; no text is the conversation as it is, for `regenerate`.
+
+        Returns, and raises:
+            As `Assistant.outgoing`.
+        """
+        check_text("text", text)
+        check_attachments(attachments)
+        request = asked(sampling, options)
+        chosen = request.sampling.over(check_sampling(self.sampling) or Sampling())
+        nodes = [*self.messages, *([Node(0, None, "user", text, tuple(attachments))] if text or attachments else [])]
+        while nodes and nodes[-1].role != "user":
+            nodes.pop()  # the answer that would be given again
+        if not nodes:
+            raise UsageError("There is no message to send on.", "Give a text.")
+        prompt = self._prompt(nodes, self.info)
+        lora = self.lora if request.lora is None else request.lora
+        return self._turns.outgoing(replace(request, prompt=prompt, sampling=chosen, options=self._options(request), lora=lora))
 
     async def acount(
         self, text: str = "", *, attachments: Sequence[Attachment] = (), **options: Unpack[RequestOptions]

@@ -18,6 +18,7 @@
     │   ├── BusyError               1   too many requests wait already
     │   └── UnsupportedError        1   this backend cannot do that (see Capabilities)
     ├── SoundError                  1   no microphone or loudspeaker, or it is gone
+    ├── RemoteError                 1   a server that was to answer failed, refused or went away
     ├── InvalidReplyError           1   a reply is not the value that was asked for
     ├── ContextFullError            1   the prompt does not fit into the context window
     ├── QualityGateError            5   a converted model is worse than allowed
@@ -47,6 +48,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelTooLargeError",
     "QualityGateError",
+    "RemoteError",
     "SoundError",
     "StorageError",
     "TemplateError",
@@ -155,6 +157,10 @@ class UnsupportedError(BackendError):
 
 class SoundError(EdgeError):
     """There is no microphone or loudspeaker, it cannot be used, or it is gone."""
+
+
+class RemoteError(EdgeError):
+    """A server that was to answer in place of a model failed, refused, sent nonsense or went away."""
 
 
 class InvalidReplyError(EdgeError):

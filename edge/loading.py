@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from edge.adapters import check_lora
 from edge.errors import ModelTooLargeError, UnsupportedError, UsageError
+from edge.escalating import HoldModel, OwnModel, make_escalation
 from edge.planning import Progress, make_planner
 from edge.types import kind_of
 
@@ -29,9 +31,12 @@ if TYPE_CHECKING:
     from edge.formats.artifact import Artifact
     from edge.names import Accelerator, KVType
     from edge.plan.receipt import Plan
+    from edge.tiers.base import Consent
+    from edge.tiers.escalation import Escalation
+    from edge.tiers.router import Route
     from edge.types import Sampling
 
-__all__ = ["LoadOptions", "Progress", "aload", "load", "plan_model"]
+__all__ = ["LoadOptions", "Progress", "aload", "load", "plan_model", "set_next_tier"]
 
 _log = logging.getLogger("edge.loading")
 
@@ -52,6 +57,10 @@ def load(
     store: ConversationStore | None = None,
     cache: Literal["disk", "memory"] | None = None,
     cache_namespace: str = "",
+    escalate_to: str | None = None,
+    route: Route | None = None,
+    consent: Consent | None = None,
+    larger: HoldModel | None = None,
     on_progress: Progress | None = None,
     trace: Trace | None = None,
 ) -> Assistant:
@@ -80,6 +89,13 @@ def load(
             or the variable EDGE_KV_ENABLED, turn it on.
         cache_namespace: who shares the KV cache of requests and new conversations that name no namespace themselves, see
             `Assistant.conversation`; "" is the setting `kv.namespace`.
+        escalate_to: the next tier, for what the router of `Settings.escalation` sends on: the name, path or reference of a
+            larger model on this device, which is loaded when it is needed first, or "openai:URL" of a server with OpenAI's
+            protocol; see docs/tiers.md. None is the setting `escalation.to`, which is nothing by default.
+        route: a rule of the program's own: called with the messages of a prompt, returns whether it is sent on at once.
+        consent: who allows that text leaves this device: a function that is asked each time, with all that would be sent, or
+            "always". None is the setting `escalation.consent`; where that is "ask", nothing is sent.
+        larger: holds the larger model for one answer, instead of loading it beside this one; `Runtime` does that.
         on_progress: called with (stage, share) while downloading and loading; returning False stops it.
         trace: times the stages of turns, as `edge profile` does; None times nothing.
 
@@ -96,10 +112,13 @@ def load(
     arguments: dict[str, object] = {"model": model, "backend": backend, "require": require, "context": context}
     arguments |= {"threads": threads, "kv_type_k": kv_type, "kv_type_v": kv_type, "gpu_layers": gpu_layers}
     arguments |= {"engine.parallel": parallel, "engine.draft": draft, "engine.lora": check_lora(lora)}
+    arguments |= {"escalation.to": escalate_to}
     from edge.config.load import COMMAND_LINE
 
     chosen = _own_adapters(_merge(settings, arguments), settings, model, lora)
     with_disk = _wants_disk(cache, settings, chosen, store)
+    own = partial(_own_larger, chosen, on_progress, "disk" if with_disk else "memory")
+    escalation = make_escalation(chosen, own, larger, route, consent)
     plan, engine, stamps = _open_best(chosen, on_progress)
     # A draft model is one for the model that the settings name: beside another one it is left out if it does not suit that.
     is_other = settings is not None and model not in (None, settings.model)
@@ -108,13 +127,45 @@ def load(
     try:
         plan, second = _open_draft(plan, engine, on_progress, chosen.paths.cache_dir, is_asked=must_draft)
         return _assemble(
-            chosen, plan, engine, stamps, second, store=store, with_disk=with_disk, cache_namespace=cache_namespace, trace=trace
-        )
+            chosen, plan, engine, stamps, second, store=store, with_disk=with_disk, cache_namespace=cache_namespace,
+            trace=trace, escalation=escalation,
+        )  # fmt: skip
     except BaseException:
         engine.close()
         if second is not None:
             second.close()
         raise
+
+
+def set_next_tier(assistant: Assistant, to: str, *, settings: Settings, consent: Consent | None = None) -> None:
+    """Give a loaded model another next tier. Blocks: a model's files are found, or downloaded.
+
+    Args:
+        assistant: the model.
+        to, consent: as `escalate_to` and `consent` of `load`.
+        settings: as for `load`.
+
+    Raises:
+        As `load`, about the next tier.
+    """
+    chosen = _merge(settings, {"escalation.to": to})
+    if assistant.plan is not None and to in (assistant.plan.artifact.name, assistant.plan.artifact.source):
+        raise UsageError(f"{to} is the model that is loaded.", "Name a larger one, or openai:URL of a server.")
+    cache: Literal["disk", "memory"] = "memory" if assistant.kv_fingerprint is None else "disk"
+    assistant.escalation = make_escalation(chosen, partial(_own_larger, chosen, None, cache), None, None, consent)
+
+
+def _own_larger(chosen: Settings, on_progress: Progress | None, cache: Literal["disk", "memory"], name: str) -> OwnModel:
+    """Return a larger model that is loaded when it is needed. Its files are found now, or downloaded."""
+    from msgspec.structs import replace as changed
+
+    settings = changed(chosen, escalation=changed(chosen.escalation, to=None))
+    plan_model(name, settings=settings, on_progress=on_progress)
+
+    def load_it(goes_on: Callable[[], bool]) -> Assistant:
+        return load(name, settings=settings, cache=cache, on_progress=lambda stage, share: goes_on())
+
+    return OwnModel(load_it)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -133,6 +184,10 @@ class LoadOptions(TypedDict, total=False):
     store: ConversationStore | None
     cache: Literal["disk", "memory"] | None
     cache_namespace: str
+    escalate_to: str | None
+    route: Route | None
+    consent: Consent | None
+    larger: HoldModel | None
     on_progress: Progress | None
     trace: Trace | None
 
@@ -195,6 +250,7 @@ def _assemble(
     with_disk: bool,
     cache_namespace: str,
     trace: Trace | None,
+    escalation: Escalation | None,
 ) -> Assistant:
     """Return the assistant of a loaded engine.
 
@@ -203,6 +259,7 @@ def _assemble(
         plan, engine, stamps: as from `_open_best`.
         draft: of `_open_draft`.
         store, cache_namespace, trace: as in `load`.
+        escalation: of `make_escalation`.
         with_disk: store the KV cache on the disk, if the engine can.
     """
     from edge.assistant import Assistant
@@ -230,6 +287,7 @@ def _assemble(
             cache_namespace=cache_namespace or chosen.kv.namespace,
             trace=trace,
             max_waiting=chosen.engine.max_waiting,
+            escalation=escalation,
         )
     except BaseException:
         if disk is not None:

@@ -48,6 +48,8 @@ class Reply:
         logprobs: how likely its tokens were, so far; empty unless they were asked for.
         end_logprob: how likely the token was that ended it, if logprobs were asked for and a token did.
         tool_calls: calls that the model made, in all rounds; those of tools without a function are for the caller to run.
+        answered_by: name of the model that gave the answer, and where, if that is not this device.
+        escalated: why the question was sent on to the next tier; "" if it was not.
         stopped_by: the text of `Sampling.stop` that ended it; None if none did.
         constraint: what its text has to be; None is free text.
         is_partial: it was to keep a schema or grammar, and ended before it was complete.
@@ -109,6 +111,14 @@ class Reply:
     @property
     def end_logprob(self) -> TokenLogprob | None:
         return self._state.end_logprob
+
+    @property
+    def answered_by(self) -> str:
+        return self._state.answered_by
+
+    @property
+    def escalated(self) -> str:
+        return self._state.escalated
 
     @property
     def stopped_by(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from edge import events
 from edge.messages import Message, ToolCall
@@ -11,11 +11,27 @@ from edge.prompt.reasoning import Thought
 from edge.prompt.tools.base import Broken
 
 if TYPE_CHECKING:
+    from edge.events import ReplyEvent
     from edge.prompt.reply_parser import ReplyParser, ReplyPart
-    from edge.reply_state import ReplyState
     from edge.types import TokenLogprob
 
-__all__ = ["ReplyReader"]
+__all__ = ["Listener", "ReplyReader"]
+
+
+class Listener(Protocol):
+    """Hears what a round says: the state of its reply, or what holds that back.
+
+    Attributes:
+        pieces: texts of the reply so far.
+    """
+
+    pieces: list[str]
+
+    def emit(self, event: ReplyEvent) -> None:
+        """Take an event."""
+
+    def note(self, text: str) -> None:
+        """Take a notice."""
 
 
 class ReplyReader:
@@ -24,21 +40,22 @@ class ReplyReader:
     Args:
         reply: gets the events.
         parser: takes the text apart; None where all of it is text.
+        begun: text that the model continues, which was passed on already.
 
     Attributes:
         parser: as above.
         calls: tool calls so far.
     """
 
-    def __init__(self, reply: ReplyState, parser: ReplyParser | None = None) -> None:
+    def __init__(self, reply: Listener, parser: ReplyParser | None = None, begun: str = "") -> None:
         self.parser = parser
         self.calls: list[ToolCall] = []
         self._reply = reply
         self._raw: list[str] = []
-        self._pieces: list[str] = []
+        self._pieces: list[str] = [begun] if begun else []
         self._thoughts: list[str] = []
         self._logprobs: tuple[TokenLogprob, ...] = ()  # of text that the parser holds
-        self._follows = bool(reply.pieces)  # on the text of an earlier round
+        self._follows = bool(reply.pieces) and not begun  # on the text of an earlier round
 
     @property
     def raw(self) -> str:
@@ -74,6 +91,18 @@ class ReplyReader:
         self._raw.append(text)
         self._logprobs += tuple(logprobs)
         self._emit([text] if self.parser is None else self.parser.feed(text), is_last=False)
+
+    def take(self, event: ReplyEvent) -> None:
+        """Pass on an event of a reply that another model gives."""
+        match event:
+            case events.Text(text):
+                self._raw.append(text)
+                self._pieces.append(text)
+            case events.Reasoning(text):
+                self._thoughts.append(text)
+            case events.ToolCall(call):
+                self.calls.append(call)
+        self._reply.emit(event)
 
     def end(self) -> None:
         """Pass on what was held in case more followed."""

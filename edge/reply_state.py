@@ -52,6 +52,8 @@ class ReplyState:
     tool_calls: list[Call] = field(default_factory=list)
     end_logprob: TokenLogprob | None = None
     stopped_by: str | None = None
+    answered_by: str = ""
+    escalated: str = ""
     shape: Shape | None = None
     is_partial: bool = False
     error: EdgeError | None = None

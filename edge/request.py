@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edge.names import CacheHint, Priority
     from edge.prompt.options import ToolFormat
     from edge.structured.shapes import Shape
+    from edge.tiers.base import Consent
     from edge.tool_runner import Approve
 
 __all__ = ["Request", "RequestOptions"]
@@ -54,6 +55,9 @@ class RequestOptions(SamplingOptions, total=False):
         lora: the adapters to compute this reply with, of those that the model was loaded with: names with scales, or a list of
             "NAME" and "NAME:SCALE"; an empty one is the model alone. None is the conversation's, else the assistant's. The KV
             cache of other adapters is not reused.
+        consent: who allows that text leaves this device for it; None is the assistant's. See `edge.load`.
+        escalate: True sends this one on to the next tier (`edge.load(..., escalate_to=)`), False never does; None leaves it to
+            the router.
     """
 
     timeout_s: float | None
@@ -70,6 +74,8 @@ class RequestOptions(SamplingOptions, total=False):
     think: bool | None
     max_thinking: int | None
     lora: Lora | None
+    escalate: bool | None
+    consent: Consent | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +108,7 @@ class Request:
             generate nothing.
         may_end: prefill also what follows the last message if nothing is added to it, where the engine can take that back.
         owner: of its blocks on the disk; None is the conversation that the reply is saved in, if there is one.
+        escalate, consent: as in `RequestOptions`.
     """
 
     prompt: str | Sequence[Message] = ()
@@ -127,3 +134,5 @@ class Request:
     is_prefill_only: bool = False
     may_end: bool = False
     owner: str | None = None
+    escalate: bool | None = None
+    consent: Consent | None = None

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.embedding.loading import EmbedderCache, LoadedEmbedder, load_embedder
 from edge.errors import BackendError, BusyError, ModelTooLargeError, UsageError
@@ -270,7 +270,7 @@ class Runtime:
                 while not (is_known := self._is_known_as(name, path)) and path is not None and not needed:
                     needed, path = self._make_room(name)  # what needed no room was unloaded just now
                 if not is_known:
-                    assistant = self._load(name, settings=self._settings, on_progress=self._goes_on)
+                    assistant = self._load(name, settings=self._settings, on_progress=self._goes_on, **self._tiers())
                     with self._changed:
                         if not self._is_closed:
                             self._models[name] = LoadedModel(name, assistant, needed, path)
@@ -285,6 +285,11 @@ class Runtime:
             future.set_exception(error)
         else:
             future.set_result(None)
+
+    def _tiers(self) -> dict[str, Any]:
+        """Return the options by which a model's next tier is one of this runtime's models, if the settings name one."""
+        has_tier = self._settings is not None and self._settings.escalation.to is not None
+        return {"larger": self.use} if has_tier else {}
 
     def _is_known_as(self, name: str, path: Path | None) -> bool:
         """Tell if a model of this file is loaded under another name, which then has this one, too."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edge.constraint import Constraint
 from edge.device.cost import TurnMeter
@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     from edge.kv.answers import AnswerCache
     from edge.plan.receipt import Plan
     from edge.prompt.prompting import Prompting
+    from edge.prompt.reply_parser import ReplyParser
     from edge.prompt.summary import Summary
     from edge.request import Request
     from edge.structured.compiler import Compiled
 
 __all__ = ["Turn"]
 
+T = TypeVar("T")
 _SHORT_OF_MEMORY = " The window is smaller than usual for now, because the device is short of memory."
 
 
@@ -71,6 +73,7 @@ class Turn:
         summary: of messages that no longer fit, from an earlier turn.
         answers: earlier answers; None computes every reply.
         compiler: compiles constraints for all turns of the model; None makes one.
+        model: name of the model.
 
     Attributes:
         reply: the state of what the caller gets.
@@ -84,6 +87,7 @@ class Turn:
     summary: Summary | None = None
     answers: AnswerCache | None = None
     compiler: Compiler | None = None
+    model: str = ""
     reply: ReplyState = field(init=False, default_factory=ReplyState)
 
     def __post_init__(self) -> None:
@@ -92,6 +96,7 @@ class Turn:
         self._meter = TurnMeter()
         self._tokenize_ms = 0.0
         self._messages: Sequence[Message] = ()  # of the prompt, once it is known what fits
+        self._tokens: list[int] = []  # of the newest round's prompt
         self._begun: list[int] = []  # tokens of the answer so far, if it is continued
         self._compiled: Compiled | None = None
         self._constraint: Constraint | None = None  # of the newest round
@@ -101,6 +106,8 @@ class Turn:
         self._prompt = self.request.prompt  # of the newest round
         self._shared = self.request.shared  # until the first generation of the reply
         self._round = ReplyReader(self.reply)
+        self._generation: Generation | None = None  # the newest one
+        self.reply.answered_by = self.model
 
     def start(self, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Run the turn in a thread of its own.
@@ -184,7 +191,10 @@ class Turn:
             "held_back": reply.held_back,
             "plan": self.plan.to_dict() if self.plan is not None else None,
             "summary": asdict(self.summary) if self.summary is not None else None,
+            "answered_by": reply.answered_by,
         }
+        if reply.escalated:
+            record["escalated"] = reply.escalated
         if self.request.mix:
             record["lora"] = {self.scheduler.adapters[number].name: scale for number, scale in self.request.mix}
         if self.request.cache in ("off", "memory"):
@@ -197,7 +207,7 @@ class Turn:
     def _answer(self) -> Finished:
         """Answer, and run the tools that the model calls until it calls none."""
         request, reply = self.request, self.reply
-        finished = self._answer_once()
+        finished = self._answer_round()
         runner = ToolRunner(
             request.options.tools,
             request.approve,
@@ -214,8 +224,12 @@ class Turn:
             self._go_on(runner.run(self._round.calls, reply.emit))
             if reply.is_cancelled:
                 raise CancelledError("The reply was stopped.")
-            finished = self._answer_once()
+            finished = self._answer_round()
         return finished
+
+    def _answer_round(self) -> Finished:
+        """Answer the newest round's prompt, whoever does."""
+        return self._answer_once()
 
     def _go_on(self, results: Sequence[Message]) -> None:
         """Save the results of tool calls, and make them and the calls part of the prompt."""
@@ -238,11 +252,11 @@ class Turn:
             if request.may_end and self.scheduler.can_rewind:
                 return self._prefill(tokens)
             return self._prefill(self.prompting.open_prefix(self._messages, tokens, request.options))
-        self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
+        self._tokens, self._tokenize_ms = tokens, (time.perf_counter() - self._asked_at) * 1000
         if request.answer is not None:
             return self._score(tokens, request.answer)
         if not isinstance(self._prompt, str):
-            self._round = ReplyReader(self.reply, self.prompting.reply_parser(tokens, request.options))
+            self._round = self._new_reader(self.prompting.reply_parser(tokens, request.options))
         answers = self.answers if request.n_logprobs is None else None  # which are not stored
         constraint = self._constraint if matcher is not None else None
         known = answers.find(tokens, request.sampling, request.namespace, constraint, request.mix) if answers else None
@@ -388,9 +402,27 @@ class Turn:
             return
         self.reply.is_repeating = event.is_suspect
         self._round.feed(event.text, event.logprobs)
+        self._save_part()
+
+    def _save_part(self) -> None:
+        """Save the text so far, about once a second."""
         if self.saver is not None and self.saver.is_due:
             self.saver.save_part(self._round.text, reasoning=self._round.reasoning)
             self.reply.node = self.saver.node
+
+    def _new_reader(self, parser: ReplyParser | None) -> ReplyReader:
+        """Return what reads the text of a round."""
+        return ReplyReader(self.reply, parser)
+
+    @property
+    def _n_logprobs(self) -> int | None:
+        """Likeliest tokens to report in the place of each token; None reports no logprobs."""
+        return self.request.n_logprobs
+
+    @property
+    def _text_begun(self) -> str:
+        """The text that the model has to continue."""
+        return self.saver.before if self.saver is not None else ""
 
     def _generate(
         self,
@@ -410,10 +442,11 @@ class Turn:
         generation = Generation(
             tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.cache or "disk",
             namespace=request.namespace, mix=request.mix, priority=request.priority, is_prefill_only=request.is_prefill_only,
-            n_logprobs=None if is_summary else request.n_logprobs, shared=None if is_summary else self._shared,
+            n_logprobs=None if is_summary else self._n_logprobs, shared=None if is_summary else self._shared,
             constraint=constraint, shown=shown, sampler=sampler,
         )  # fmt: skip
         self._shared = self._shared if is_summary else None
+        self._generation = generation
         self.reply.bind(generation.cancel)
         try:
             self.scheduler.submit(generation)
@@ -429,8 +462,8 @@ class Turn:
                 raise event.error
             show(event)
 
-    def _next_event(self, events: queue.SimpleQueue[Event]) -> Event:
-        """Wait for the engine, and stop the reply once its time is over."""
+    def _next_event(self, events: queue.SimpleQueue[T]) -> T:
+        """Wait for the engine, or another tier, and stop the reply once its time is over."""
         reply, timeout_s = self.reply, self.request.timeout_s
         left = None if reply.is_cancelled else self._left_s()
         with contextlib.suppress(queue.Empty):
@@ -455,7 +488,7 @@ class Turn:
                 prompting.check_size(message.content, self._full_n_ctx)
         tokens: list[int] = []
 
-        self._begun = prompting.encode_reply(self.saver.before) if self.saver is not None and self.saver.before else []
+        self._begun = prompting.encode_reply(self._text_begun) if self._text_begun else []
 
         def note_news(text: str) -> None:
             if prompting.is_news(text, True):

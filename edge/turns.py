@@ -17,6 +17,7 @@ from edge.kv.answers import AnswerCache
 from edge.kv.blocks import with_adapters
 from edge.structured.compiler import Compiled, Compiler
 from edge.structured.prompt import with_schema
+from edge.tiered_turn import TieredTurn
 from edge.turn import Turn
 from edge.types import PromptSize
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from edge.reply import Reply
     from edge.reply_state import ReplyState
     from edge.request import Request
+    from edge.tiers.base import Outgoing
+    from edge.tiers.escalation import Escalation, Relay
     from edge.types import Message, Sampling
 
 __all__ = ["DiskCache", "Turns"]
@@ -76,9 +79,11 @@ class Turns:
         namespace: of the KV cache, for requests that name none.
         max_waiting: replies that may wait for a sequence; one more is refused. None sets no limit.
         adapters: that the model was loaded with.
+        model: its name.
+        escalation: its next tier.
 
     Attributes:
-        prompting, sampling, window, adapters: see above; the second and third may be set.
+        prompting, sampling, window, adapters, escalation: see above; all but the first and `adapters` may be set.
         mix: the adapters of requests that name none.
     """
 
@@ -96,7 +101,10 @@ class Turns:
         namespace: str,
         max_waiting: int | None = None,
         adapters: Sequence[Adapter] = (),
+        model: str = "",
+        escalation: Escalation | None = None,
     ) -> None:
+        self.escalation, self._model = escalation, model
         self.adapters, self.mix = tuple(adapters), default_mix(adapters)
         self._named: set[Mix] = {()}
         self._max_waiting = max_waiting
@@ -179,8 +187,12 @@ class Turns:
         Args:
             request: what is asked; what it leaves out is the assistant's.
             saver, summary: as in `Turn`.
+
+        Raises:
+            UsageError: it is to be sent on by hand, and cannot be.
         """
         self.check_open()
+        asked = request
         chosen, stops = request.sampling.over(self.sampling), self.prompting.template.stops
         if stops and not isinstance(request.prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
@@ -188,7 +200,37 @@ class Turns:
         request = replace(
             request, prompt=_whole_prompt(request), sampling=chosen, window=request.window or self.window, mix=mix
         )
-        return Turn(self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers, self._compiler)
+        parts = (self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers, self._compiler)
+        relay = self._relay(asked, saver)
+        if relay is None:
+            return Turn(*parts, self._model)
+        return TieredTurn(*parts, self._model, relay=relay)
+
+    def outgoing(self, request: Request) -> Outgoing | None:
+        """Return what would leave this device if a request were sent on; None if the next tier is on this device.
+
+        Raises:
+            UsageError: there is no next tier, or it cannot take this request.
+            BackendError: as `check_open`.
+        """
+        self.check_open()
+        relay = self._relay(replace(request, escalate=True), None)
+        assert relay is not None
+        if reason := relay.tier.why_not(relay.request):
+            raise UsageError(f"This cannot be sent on to {relay.tier.name}, because {reason}.", "It is answered here.")
+        return relay.tier.outgoing(relay.request, relay.why)
+
+    def _relay(self, asked: Request, saver: ReplySaver | None) -> Relay | None:
+        """Return a request's way to the next tier, as it was asked."""
+        is_continued = saver is not None and bool(saver.before)
+        relay = self.escalation.relay(asked) if self.escalation is not None and not is_continued else None
+        if relay is None and asked.escalate:
+            if self.escalation is None:
+                hint = 'Name one: edge.load(..., escalate_to="..."), or --escalate-to'
+                raise UsageError("There is no larger model to send this on to.", hint)
+            what = "An answer that is continued" if is_continued else "A reply with logprobs, or one of several,"
+            raise UsageError(f"{what} cannot be sent on.", "Leave escalate out, or ask anew.")
+        return relay
 
     def mix_of(self, lora: Lora | None) -> Mix:
         """Return the adapters of a request.
@@ -286,6 +328,8 @@ class Turns:
         """Stop all replies, and wait for their end if told to."""
         self._is_closed = True
         self._running.stop(wait=wait)
+        if self.escalation is not None:
+            self.escalation.tier.close()
 
 
 def _whole_prompt(request: Request) -> str | Sequence[Message]:

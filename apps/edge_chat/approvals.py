@@ -1,4 +1,4 @@
-"""Asks the user whether a tool may be run, in the place where it is called."""
+"""Asks the user whether a tool may be run, or a text may leave this device, in the conversation that it is about."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from edge.types import ToolCall
 from edge_chat.widgets.cards import ApprovalCard
 
 if TYPE_CHECKING:
-    from edge.types import ToolCall
+    from edge.tiers import Outgoing
     from edge_chat.desk import Desk
 
 __all__ = ["Approvals"]
 
 
+def _allows(about: ToolCall | Outgoing) -> str:
+    """Return what "always" allows in this session."""
+    return about.name if isinstance(about, ToolCall) else f"sending to {about.host}"
+
+
 class Approvals:
-    """The calls that wait for an answer, and the tools that need none any more in this session.
+    """The questions that wait for an answer, and the tools and servers that need none any more in this session.
 
     Args:
         desk: the conversation on the screen.
@@ -27,16 +33,16 @@ class Approvals:
         self._allowed: set[str] = set()
         self._waiting: dict[ApprovalCard, tuple[str, asyncio.Future[str]]] = {}
 
-    def ask(self, conversation_id: str, call: ToolCall) -> bool:
-        """Return whether a call may be run. Called by the thread of a reply, which waits here."""
-        if call.name in self._allowed:
+    def ask(self, conversation_id: str, about: ToolCall | Outgoing) -> bool:
+        """Return whether a call may be run, or a text may be sent. Called by the thread of a reply, which waits here."""
+        if _allows(about) in self._allowed:
             return True
         ask: Callable[..., Any] = self._ask
-        chosen: str = self._desk.app.call_from_thread(ask, conversation_id, call)
+        chosen: str = self._desk.app.call_from_thread(ask, conversation_id, about)
         return chosen != "no"
 
-    async def _ask(self, conversation_id: str, call: ToolCall) -> str:
-        card = ApprovalCard(call)
+    async def _ask(self, conversation_id: str, about: ToolCall | Outgoing) -> str:
+        card = ApprovalCard(about)
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting[card] = (conversation_id, answer)
         try:
@@ -50,7 +56,7 @@ class Approvals:
                 await current.remove()
                 self._desk.screen.composer.input.focus()
         if chosen == "always":
-            self._allowed.add(call.name)
+            self._allowed.add(_allows(about))
         return chosen
 
     async def show(self, conversation_id: str) -> None:
@@ -58,7 +64,7 @@ class Approvals:
         for card, (owner, answer) in list(self._waiting.items()):
             if owner == conversation_id and not card.is_attached:
                 del self._waiting[card]
-                fresh = ApprovalCard(card.call)
+                fresh = card.copy()
                 self._waiting[fresh] = (owner, answer)
                 await self._mount(fresh)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edge.conversation import Attachment, Node
     from edge.dialogue import Conversation
     from edge.reply import Reply
+    from edge.tiers.base import Consent
     from edge.types import Sampling
     from edge_chat.desk import Desk
     from edge_chat.library import Page
@@ -84,8 +85,12 @@ class Sending:
             return
         await self._send(conversation_id, message)
 
-    async def answer_again(self, node_id: int | None = None) -> None:
+    async def answer_again(self, node_id: int | None = None, *, escalate: bool | None = None) -> None:
         """Generate another answer to a question or in place of an answer; None is the last one.
+
+        Args:
+            node_id: of the message.
+            escalate: True has the next tier answer.
 
         Raises:
             UsageError: there is nothing to answer, no model is loaded, or a reply is being generated.
@@ -106,7 +111,9 @@ class Sending:
                 await self._screen.transcript.truncate(nodes[question + 1].id)
             await self._begin(
                 conversation_id,
-                lambda sampling: self.conversation(conversation_id, sampling).regenerate(target),
+                lambda sampling: self.conversation(conversation_id, sampling).regenerate(
+                    target, escalate=escalate, consent=self._consent(conversation_id)
+                ),
                 before=answer.content if answer is not None else None,
             )
 
@@ -167,10 +174,10 @@ class Sending:
             return
 
         def start(sampling: Sampling) -> Reply:
-            conversation = self.conversation(conversation_id, sampling)
+            conversation, consent = self.conversation(conversation_id, sampling), self._consent(conversation_id)
             if message.edited is not None:
-                return conversation.edit(message.edited, message.text, attachments=message.attachments)
-            return conversation.send(message.text, attachments=message.attachments)
+                return conversation.edit(message.edited, message.text, attachments=message.attachments, consent=consent)
+            return conversation.send(message.text, attachments=message.attachments, consent=consent)
 
         async with self._desk.moving:
             if conversation_id == self._desk.active_id:
@@ -414,6 +421,12 @@ class Sending:
             lora=desk.lora_of(assistant, conversation_id),
             approve=partial(self.approvals.ask, conversation_id),
         )
+
+    def _consent(self, conversation_id: str) -> Consent | None:
+        """Return what asks the user before text leaves this device; None if the settings have agreed."""
+        escalation = self._assistant().escalation
+        is_asked = escalation is not None and escalation.consent is None
+        return partial(self.approvals.ask, conversation_id) if is_asked else None
 
     def _assistant(self) -> Assistant:
         """Return the loaded model. Call it when a reply begins, not before: the model may change until then."""

@@ -216,6 +216,13 @@ REGISTRY = Registry(
                 argument="[name:scale ...]",
                 example="/lora pirate:0.5",
             ),
+            Command(
+                "escalate",
+                "Larger model or server",
+                "Show what is sent on to the next tier; `now` has it answer, `preview` shows what would leave this device.",
+                argument="[now|on|off|preview|to model]",
+                example="/escalate now",
+            ),
             Command("stats", "Statistics of this conversation", "Show speed, latency and cache reuse of every answer."),
             Command("context", "Context window", "Show how full the context window is, and with which messages."),
             Command("plan", "Plan", "Show what runs where, and why: the placement receipt.", aliases=("explain",)),

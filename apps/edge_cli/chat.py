@@ -14,7 +14,7 @@ from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import examples
-from edge_cli.options import model_options, require_exclusive, sampling_options, settings_from
+from edge_cli.options import escalation_options, model_options, require_exclusive, sampling_options, settings_from
 
 __all__ = ["chat"]
 
@@ -25,6 +25,7 @@ EXAMPLES = examples(
     'edge chat --system "Answer in French" --temperature 0.3',
     "edge chat -c",
     "edge chat --conversation 01JC",
+    "edge chat --escalate-to qwen3-1.7b",
     "edge chat --plain",
 )
 
@@ -41,6 +42,7 @@ EXAMPLES = examples(
 @click.argument("words", nargs=-1, metavar="")
 @model_options
 @sampling_options
+@escalation_options
 @pass_app
 def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str | None, plain: bool, **options: Any) -> int:
     """Chat with a model in the terminal.

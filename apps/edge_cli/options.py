@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "days_option",
+    "escalation_options",
     "json_option",
     "model_options",
     "require_exclusive",
@@ -48,6 +49,8 @@ _SETTINGS = {
     "allowed_origin": ["server.allowed_origins"],
     **{name: [f"server.{name}_s"] for name in ("timeout", "grace", "idle")},
     "memory": ["server.memory_gb"],
+    "escalate_to": ["escalation.to"],
+    "consent": ["escalation.consent"],
     **{name: [f"sampling.{name}"] for name in ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop")},
 }
 
@@ -102,6 +105,21 @@ _SAMPLING = [
 ]
 
 
+_ESCALATION = [
+    click.option(
+        "--escalate-to",
+        metavar="MODEL|openai:URL",
+        shell_complete=complete_model,
+        help="Larger model or server for what this one is not sure of (escalation.*, docs/tiers.md).",
+    ),
+    click.option(
+        "--consent",
+        type=click.Choice(["ask", "always"]),
+        help="Ask each time before text leaves this device, or agree to all of it.",
+    ),
+]
+
+
 def days_option(function: Function) -> Function:
     """Add `--days`, for pins that end."""
 
@@ -121,6 +139,11 @@ def json_option(function: Function) -> Function:
 def model_options(function: Function) -> Function:
     """Add the options that choose a model and how it is loaded."""
     return _apply(_MODEL, function)
+
+
+def escalation_options(function: Function) -> Function:
+    """Add the options of the next tier."""
+    return _apply(_ESCALATION, function)
 
 
 def sampling_options(function: Function) -> Function:

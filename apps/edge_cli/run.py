@@ -18,8 +18,9 @@ from edge_cli.answer import Answer, CodeOnly, JsonLines, Silent, Text
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.constraint import constraint_from, constraint_options
+from edge_cli.escalation import answered_note, ask_for_consent, show_outgoing
 from edge_cli.group import examples
-from edge_cli.options import model_options, require_exclusive, sampling_options, settings_from
+from edge_cli.options import escalation_options, model_options, require_exclusive, sampling_options, settings_from
 from edge_cli.streams import OutputClosedError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ EXAMPLES = examples(
     'edge run -x "A Python function that reverses a string" > reverse.py',
     'edge run --schema invoice.json -f letter.txt "What is to be paid?"',
     'edge run --lora pirate.gguf:0.5 "Who are you?"',
+    'edge run --escalate-to openai:https://gpu.example.org/v1#qwen3-32b "Prove that there are infinitely many primes"',
+    'edge run --escalate-to openai:http://127.0.0.1:8033 --show "What would be sent?"',
     "edge run --estimate-only -m smollm2-135m --context 2048",
 )
 
@@ -57,6 +60,9 @@ EXAMPLES = examples(
 @model_options
 @sampling_options
 @constraint_options
+@escalation_options
+@click.option("--escalate", is_flag=True, help="Have the larger model or server answer in any case.")
+@click.option("--show", "is_shown", is_flag=True, help="Print what would be sent to the server, and send nothing.")
 @click.option("-f", "--file", "files", type=click.Path(path_type=Path), multiple=True, help="Attach a text file; - is stdin.")
 @click.option("--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
@@ -114,6 +120,11 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
             status.clear()
             _explain(assistant.plan)
         conversation = _conversation(assistant, store, settings, options)
+        if options["is_shown"]:
+            status.clear()
+            as_json = options["as_json"] or options["as_lines"]
+            return show_outgoing(conversation, text, as_json=as_json, attachments=attachments, constraint=constraint)
+        ask_for_consent(assistant, status)
         tools = _tools(stack, settings, status) if options["with_tools"] else []
         reply = stack.enter_context(
             conversation.send(
@@ -125,13 +136,15 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
                 max_thinking=options["max_thinking"],
                 tools=tools,
                 approve=_asking(status),
+                escalate=options["escalate"] or None,
             )
         )
         answer = _answer(options)
         _show(reply, status, answer)
         notices = [*assistant.notices, *reply.notices, *_why_truncated(reply, assistant, settings)]
-        for notice in notices:
-            output.note(notice)
+        for notice in (*notices, answered_note(reply)):
+            if notice:
+                output.note(notice)
         if assistant.disk_problem is not None:
             output.note(f"The on-disk KV cache is off: {assistant.disk_problem}. See edge doctor.")
         if isinstance(answer, CodeOnly):
@@ -367,6 +380,8 @@ def _show_result(
         **_value(reply),
         "finish_reason": reply.finish_reason,
         "model": assistant.plan.artifact.name if assistant.plan is not None else assistant.info.name,
+        "answered_by": reply.answered_by,
+        "escalated": reply.escalated,
         "lora": assistant.lora,
         "usage": {**dataclasses.asdict(usage), "n_computed": usage.n_computed},
         "timing": {**dataclasses.asdict(timing), "tokens_per_s": timing.tokens_per_s(usage.n_generated)},

@@ -13,7 +13,7 @@ from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_model
 from edge_cli.group import examples
-from edge_cli.options import model_options, require_exclusive, sampling_options, settings_from
+from edge_cli.options import escalation_options, model_options, require_exclusive, sampling_options, settings_from
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -27,6 +27,7 @@ EXAMPLES = examples(
     "edge serve --host 0.0.0.0 --keys keys.txt",
     "edge serve --memory 3 --idle 600",
     "edge serve smollm2-135m --lora pirate.gguf:0",
+    "edge serve smollm2-135m --escalate-to openai:https://gpu.example.org/v1#qwen3-32b --consent always",
     "edge serve --port 0 --json",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 edge serve --otel",
 )
@@ -36,6 +37,7 @@ EXAMPLES = examples(
 @click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @model_options
 @sampling_options
+@escalation_options
 @click.option("--host", metavar="ADDRESS", help="Address to listen on; any but this machine's own needs --keys.")
 @click.option("--port", metavar="N", help="Port to listen on; 0 takes a free one.")
 @click.option("--socket", metavar="PATH", help="Listen on a Unix socket instead.")
@@ -67,6 +69,7 @@ def serve(app: App, models: tuple[str, ...], log_form: str, as_json: bool, **opt
 
     from edge.catalog import check_reference
     from edge.errors import BackendUnavailableError
+    from edge.escalating import check_escalation
 
     if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn", "prometheus_client")):
         raise BackendUnavailableError(
@@ -78,6 +81,8 @@ def serve(app: App, models: tuple[str, ...], log_form: str, as_json: bool, **opt
     settings = settings_from(app, options | {"model": models[0]} if models else options)
     for name in dict.fromkeys((settings.model, *models)):
         check_reference(name, settings)
+    if note := check_escalation(settings):
+        output.note(note)
     engine = replace(settings.engine, max_waiting=settings.server.max_waiting)
     # What a client sends is answered whole or refused; messages are left out in conversations only.
     settings = replace(settings, engine=engine, window="refuse")

@@ -30,14 +30,19 @@ class Answer:
     Attributes:
         replies: the replies.
         assistant: their model.
-        model: id of the model, for the response.
+        loaded: id of the model.
     """
 
     replies: list[Reply]
     assistant: Assistant
-    model: str
+    loaded: str
     _streams: list[AsyncIterator[ReplyEvent]] = field(default_factory=list)
     _next: dict[asyncio.Future[ReplyEvent | None], int] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """Who answers, for the response: the model, or its next tier if the question was sent on."""
+        return self.reply.answered_by if self.reply.escalated else self.loaded
 
     @property
     def reply(self) -> Reply:
@@ -101,7 +106,7 @@ class Answer:
     def fingerprint(self) -> str:
         """A text that changes with what could change an answer to the same request: engine and weights."""
         fingerprint = self.assistant.engine_fingerprint
-        return f"{self.assistant.backend_name}-{fingerprint.hex()[:12] if fingerprint else self.model}"
+        return f"{self.assistant.backend_name}-{fingerprint.hex()[:12] if fingerprint else self.loaded}"
 
     def finish_reason(self, index: int = 0) -> str:
         """Return the reason of an end: "stop", "tool_calls", or "length" also for a reply stopped as a loop or for its time."""

@@ -19,6 +19,7 @@ __all__ = [
     "TABLES",
     "ChatSettings",
     "EngineSettings",
+    "EscalationSettings",
     "GovernorSettings",
     "HubSettings",
     "KVSettings",
@@ -320,6 +321,34 @@ class VoiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     keep_audio: Path | None = None
 
 
+class EscalationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A next tier, which answers what the first model should not answer alone; see docs/tiers.md. Off while `to` is not set.
+
+    Attributes:
+        to: catalogue name, path or reference of a larger model on this device, or openai:URL of a server with OpenAI's
+            protocol, with #MODEL at its end or not. The server's key is no setting: EDGE_REMOTE_KEY, or key_file.
+        consent: "ask" asks each time before text leaves this device, and where nobody can be asked nothing is sent; "always"
+            agrees to all of it.
+        key_file: file with the server's key, which only its owner may read.
+        max_entropy: send a question on if the first answer's tokens have a mean entropy above this, in nats; None: never.
+        min_agreement: send a question on if the first answer has less in common with a second one, from 0 to 1.
+        min_tokens: send on questions of at least so many tokens.
+        patterns: send on questions in which one of these regular expressions is found.
+        probe_tokens: tokens of the first answer whose entropy is measured, and which are held back until then.
+        silence_s: longest time that a server may say nothing, in seconds.
+    """
+
+    to: str | None = None
+    consent: Literal["ask", "always"] = "ask"
+    key_file: Path | None = None
+    max_entropy: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = 1.0
+    min_agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    min_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    patterns: tuple[str, ...] = ()
+    probe_tokens: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 32
+    silence_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+
+
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The hub that models are downloaded from. The token is not a setting: HF_TOKEN or `hf auth login`.
 
@@ -354,6 +383,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         engine: how replies are decoded.
         server: the local server.
         voice: speech in and out.
+        escalation: the next tier.
         sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
     """
 
@@ -376,6 +406,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
     server: ServerSettings = msgspec.field(default_factory=ServerSettings)
     voice: VoiceSettings = msgspec.field(default_factory=VoiceSettings)
+    escalation: EscalationSettings = msgspec.field(default_factory=EscalationSettings)
     sources: dict[str, str] = {}
 
 
@@ -389,4 +420,5 @@ TABLES: dict[str, type] = {
     "engine": EngineSettings,
     "server": ServerSettings,
     "voice": VoiceSettings,
+    "escalation": EscalationSettings,
 }

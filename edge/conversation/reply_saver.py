@@ -60,6 +60,10 @@ class ReplySaver:
         self._head_before = head_before
         self._saved_at = time.monotonic()
 
+    def credit(self, model: str) -> None:
+        """Save the reply as one of another model, if it is not saved yet."""
+        self._model = model
+
     @property
     def is_due(self) -> bool:
         """True if the text so far should be saved: about once a second, until that fails."""

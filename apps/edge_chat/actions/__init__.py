@@ -5,13 +5,13 @@ conversations.py  conversations
 messages.py       single messages: the selected one, or the last one that fits
 roles.py          roles: system prompts by name
 tools.py          tools and thoughts
-model.py          the model, and how it answers; adapters.py, its LoRA adapters
+model.py          the model, and how it answers; adapters.py, its LoRA adapters; tiers.py, a larger model or a server for it
 view.py           the view, and the app itself
 """
 
 from __future__ import annotations
 
-from edge_chat.actions import adapters, conversations, messages, model, roles, tools, view, writing
+from edge_chat.actions import adapters, conversations, messages, model, roles, tiers, tools, view, writing
 
 __all__ = ["COMPLETERS", "RUNNERS"]
 
@@ -21,6 +21,7 @@ RUNNERS = {
     **messages.RUNNERS,
     **model.RUNNERS,
     **adapters.RUNNERS,
+    **tiers.RUNNERS,
     **roles.RUNNERS,
     **tools.RUNNERS,
     **view.RUNNERS,
@@ -33,6 +34,7 @@ COMPLETERS = {
     **messages.COMPLETERS,
     **model.COMPLETERS,
     **adapters.COMPLETERS,
+    **tiers.COMPLETERS,
     **roles.COMPLETERS,
     **tools.COMPLETERS,
     **view.COMPLETERS,

@@ -14,10 +14,11 @@ from textual.message import Message
 from textual.widgets import Button, Static
 
 from edge.errors import EdgeError
+from edge.types import ToolCall
 from edge_chat import format as fmt
 
 if TYPE_CHECKING:
-    from edge.types import ToolCall
+    from edge.tiers import Outgoing
 
 __all__ = ["ApprovalCard", "ErrorCard", "LoadErrorCard", "WaitingCard"]
 
@@ -90,7 +91,7 @@ class LoadErrorCard(ErrorCard):
 
 
 class ApprovalCard(Vertical, can_focus=True):
-    """A tool that the model wants to call, whole, and keys to allow or refuse it."""
+    """A tool that the model wants to call, or what would be sent to a server, whole, and keys to allow or refuse it."""
 
     FOCUS_ON_CLICK: ClassVar[bool] = False
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -106,17 +107,26 @@ class ApprovalCard(Vertical, can_focus=True):
         card: ApprovalCard
         chosen: str
 
-    def __init__(self, call: ToolCall) -> None:
+    def __init__(self, about: ToolCall | Outgoing) -> None:
         super().__init__(classes="error-card approval-card")
-        self.call = call
+        self.about = about
 
     def compose(self) -> ComposeResult:
-        title = Content.assemble("The model wants to call ", (fmt.clean(self.call.name), "bold"))
+        if isinstance(self.about, ToolCall):
+            title = Content.assemble("The model wants to call ", (fmt.clean(self.about.name), "bold"))
+            text, allow = json.dumps(self.about.arguments, ensure_ascii=False, indent=2), "Allow"
+        else:
+            title = Content.assemble("Send this ", (fmt.clean(self.about.summary()), "bold"), f"? Why: {self.about.why}")
+            text, allow = self.about.text(), "Send"
         yield Static(title, classes="error-title")
-        yield Static(Content(fmt.clean(json.dumps(self.call.arguments, ensure_ascii=False, indent=2))))
+        yield Static(Content(fmt.clean(text)))
         with Horizontal(classes="error-actions"):
-            for label, chosen in (("Allow (y)", "yes"), ("Always in this session (a)", "always"), ("Refuse (n)", "no")):
+            for label, chosen in ((f"{allow} (y)", "yes"), ("Always in this session (a)", "always"), ("Refuse (n)", "no")):
                 yield Button(label, name=chosen, compact=True)
+
+    def copy(self) -> ApprovalCard:
+        """Return a new card with the same question, since a removed widget cannot be mounted again."""
+        return ApprovalCard(self.about)
 
     def action_answer(self, chosen: str) -> None:
         self.post_message(self.Answered(self, chosen))

@@ -20,7 +20,7 @@ __all__ = ["StatusLine", "StatusValues", "fit_parts"]
 
 OF_A_REPLY = (
     "used", "first_token_ms", "tokens_per_s", "n_reused", "n_prompt", "n_restored", "n_foreign", "saved_ms", "is_answer_cached",
-    "n_drafted", "n_accepted", "has_reply",
+    "n_drafted", "n_accepted", "answered_by", "has_reply",
 )  # fmt: skip
 """The fields of StatusValues that belong to a conversation, not to the model."""
 
@@ -45,6 +45,7 @@ class StatusValues:
         n_foreign: restored tokens that another engine computed.
         is_answer_cached: the answer came from the answer cache, without computing.
         n_drafted, n_accepted: guessed tokens of the last reply, and those that were right.
+        answered_by: who gave the last reply, if the question was sent on to the next tier; "" otherwise.
         has_reply: the values above are of a reply, which may still be running.
     """
 
@@ -68,6 +69,7 @@ class StatusValues:
     is_answer_cached: bool = False
     n_drafted: int = 0
     n_accepted: int = 0
+    answered_by: str = ""
     has_reply: bool = False
 
     def parts(self) -> list[tuple[int, str]]:
@@ -89,6 +91,7 @@ class StatusValues:
             share = round(100 * min(used + draft, self.total) / self.total)
             parts.append((4, f"context {used:,}{f' + {draft:,}' if draft else ''}/{self.total:,} ({share} %)"))
         if self.has_reply:
+            parts.append((2, f"answered by {fmt.one_line(self.answered_by, 60)}" if self.answered_by else ""))
             parts.append((5, fmt.rate(self.tokens_per_s) if self.tokens_per_s else ""))
             parts.append((7, f"first token {duration_text(self.first_token_ms / 1000)}" if self.first_token_ms else ""))
             if self.n_prompt:
@@ -122,6 +125,7 @@ class StatusValues:
             n_reused=0,
             n_prompt=0,  # reuse is shown once the reply is complete
             n_drafted=0,
+            answered_by="",
             has_reply=n_generated > 0,
         )
 
@@ -142,6 +146,7 @@ class StatusValues:
             is_answer_cached=bool(usage.get("is_answer_cached", 0)),
             n_drafted=int(usage.get("n_drafted", 0)),
             n_accepted=int(usage.get("n_accepted", 0)),
+            answered_by=str(record.get("answered_by") or "") if record.get("escalated") else "",
             has_reply=bool(usage),
         )
 

@@ -52,6 +52,8 @@ async def create(call: Call) -> None:
     n = body.n or 1
     if body.logprobs:
         options["logprobs"] = body.top_logprobs or 0
+    if body.escalate is not None:
+        options["escalate"] = body.escalate
 
     def start(assistant: Assistant) -> list[Reply]:
         check_biases(sampling, assistant)
@@ -120,9 +122,12 @@ def _head(kind: str, found: Answer) -> dict[str, Any]:
 
 
 def _extras(found: Answer) -> dict[str, Any]:
-    """Return what OpenAI does not have: times, and what the user should know about the reply."""
-    extras: dict[str, Any] = {"timings": timings(found.reply)}
-    return {**extras, "notices": list(found.reply.notices)} if found.reply.notices else extras
+    """Return what OpenAI does not have: times, who answered, and what the user should know about the reply."""
+    reply = found.reply
+    extras: dict[str, Any] = {"timings": timings(reply)}
+    if found.assistant.escalation is not None:
+        extras |= {"answered_by": reply.answered_by, "escalated": reply.escalated or None}
+    return {**extras, "notices": list(reply.notices)} if reply.notices else extras
 
 
 def _sampling(body: ChatRequest) -> Sampling:

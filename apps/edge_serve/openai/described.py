@@ -145,7 +145,7 @@ class ChatChoice(_Described):
 
 
 class Chat(_Described):
-    """A reply to a conversation. `timings` and `notices` are this server's own."""
+    """A reply to a conversation. `timings`, `notices`, `answered_by` and `escalated` are this server's own."""
 
     id: str
     object: Literal["chat.completion"]
@@ -156,6 +156,8 @@ class Chat(_Described):
     usage: Usage
     timings: Timings
     notices: list[str] | msgspec.UnsetType = msgspec.UNSET
+    answered_by: str | msgspec.UnsetType = msgspec.UNSET
+    escalated: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class CompletionLogprobs(_Described):

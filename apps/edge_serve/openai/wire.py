@@ -97,6 +97,7 @@ class ChatRequest(CommonRequest, kw_only=True):
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
+    escalate: bool | None = None
 
 
 class CompletionRequest(CommonRequest, kw_only=True):
