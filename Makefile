@@ -67,7 +67,7 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt tools/build_llama.py
 	@sh tools/bootstrap.sh $(PYTHON)
 	$(BIN)/python tools/build_llama.py
-	$(PIP) --editable '.[chat,server,structured]'
+	$(PIP) --editable '.[chat,server,structured,docs]'
 	@$(PIP) --only-binary openvino --editable '.[openvino]' \
 		|| echo "OpenVINO could not be installed here; llama.cpp runs the models, and nothing else is missing."
 	@touch $@

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 __all__ = [
     "complete_backend",
+    "complete_collection",
     "complete_conversation",
     "complete_downloadable",
     "complete_file",
@@ -136,6 +137,12 @@ def _conversations() -> Iterable[tuple[str, str]]:
         return [(info.id, info.title) for info in store.list(limit=1000)]
 
 
+def _collections() -> Iterable[tuple[str, str]]:
+    from edge.documents.collection import collection_names
+
+    return ((name, "") for name in collection_names())
+
+
 def complete_model(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
     """Complete names of the catalogue, else files."""
     return _completer(_catalogue)(ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
@@ -153,6 +160,7 @@ complete_backend = _completer(_backends)
 complete_kv_type = _completer(_kv_types)
 complete_role = _completer(_roles)
 complete_conversation = _completer(_conversations)
+complete_collection = _completer(_collections)
 
 
 def complete_setting_value(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:

@@ -34,6 +34,7 @@ COMMANDS = {
     "conversations": Entry(
         "edge_cli.conversations:conversations", "List, show, search, export, import and delete saved conversations."
     ),
+    "docs": Entry("edge_cli.docs:docs", "Add documents, and search them by words and by meaning."),
     "kv": Entry("edge_cli.kv:kv", "Manage the on-disk KV cache."),
     "config": Entry("edge_cli.config:config", "Show and change settings."),
     "mcp": Entry("edge_cli.mcp:mcp", "Manage servers of tools (Model Context Protocol), or be one."),

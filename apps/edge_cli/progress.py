@@ -11,8 +11,9 @@ from edge_cli import output
 
 if TYPE_CHECKING:
     from edge.catalog import DownloadProgress
+    from edge.documents import AddProgress
 
-__all__ = ["ConvertProgress", "CountProgress", "PullProgress", "TokenProgress"]
+__all__ = ["ConvertProgress", "CountProgress", "DocumentProgress", "PullProgress", "TokenProgress"]
 
 _WORDS = {
     "connect": "Looking for",
@@ -204,6 +205,48 @@ class CountProgress(_Progress):
             transient=True,
         )
         return bar, bar.add_task(self._what, total=self._total, completed=self._done)
+
+
+class DocumentProgress(_Progress):
+    """Shows how many files are read, then how many passages have a vector: a bar on a terminal, a line a minute elsewhere."""
+
+    _said_at = 0.0
+    _phase = ""
+
+    def report(self, progress: AddProgress) -> None:
+        """Show one report."""
+        if progress.phase != self._phase:
+            self._phase, self._said_at = progress.phase, time.monotonic()
+            if progress.phase == "wait" and self._bar is None:
+                output.note("Waiting for another process that adds documents.")
+            elif self._bar is not None and progress.phase != "wait":
+                self._bar.reset(self._task)
+        text = {"wait": "Waiting for another process", "read": "Reading", "embed": "Computing vectors"}[progress.phase]
+        if self._bar is not None:
+            name = output.plain(progress.path.name) if progress.path else ""
+            total = progress.total or None
+            self._bar.update(self._task, description=text, completed=progress.done, total=total, name=name, visible=True)
+        elif progress.total and (now := time.monotonic()) - self._said_at >= _NOTE_S:
+            self._said_at = now
+            output.note(f"{text}: {progress.done:,} of {progress.total:,}")
+
+    def _open(self) -> tuple[Any, Any]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[name]}", markup=False, table_column=rest),
+            expand=True,
+            console=Console(stderr=True),
+            transient=True,
+        )
+        return bar, bar.add_task("", total=None, visible=False, name="")
 
 
 def _clock(seconds: float) -> str:

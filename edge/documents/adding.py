@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edge.database import Database
 from edge.documents import db
-from edge.documents.base import AddProgress, AddReport, OnAdd, Skipped
+from edge.documents.base import AddProgress, AddReport, OnAdd, Skipped, path_text
 from edge.documents.chunks import split
 from edge.documents.meaning import Meaning
 from edge.documents.reading import FileReader
@@ -38,10 +38,13 @@ class Adding:
         self._n_added = self._n_unchanged = self._n_removed = 0
         self._skipped: list[Skipped] = []
         self._has_replaced = False
+        self._known: dict[Path, db.File] = {}
+        self._refused: dict[tuple[Path, int, int], str] = {}
 
     def run(self, paths: Sequence[Path]) -> AddReport:
         """Read what is new or changed below paths, and remove what is gone from there. Errors are those of `Collection.add`."""
         with lock_file(self._folder / "lock", on_wait=lambda: self._report(AddProgress("wait", 0, 0))):
+            self._meaning.remember()
             try:
                 self._read_all(paths)
             finally:
@@ -57,8 +60,11 @@ class Adding:
 
     def _read_all(self, paths: Sequence[Path]) -> None:
         here = [path for path in paths if self._is_here(path)]
+        with self._db.read() as connection:
+            self._known, self._refused = db.files(connection), db.refused(connection)
+        known = {path: (file.size, file.mtime, file.kind) for path, file in self._known.items()}
         found: list[Found] = []
-        for one in walk(path for path in here if os.path.lexists(path)):
+        for one in walk((path for path in here if os.path.lexists(path)), known):
             if isinstance(one, Found):
                 found.append(one)
             else:
@@ -97,17 +103,12 @@ class Adding:
                     connection.execute("DELETE FROM source WHERE path = ?", (db.path_key(path),))
 
     def _read(self, reader: FileReader, file: Found) -> None:
-        key = db.path_key(file.path)
-        with self._db.read() as connection:
-            known = db.find_file(connection, file.path)
-            refused = connection.execute(
-                "SELECT reason FROM refused WHERE path = ? AND size = ? AND mtime = ?", (key, file.size, file.mtime)
-            ).fetchone()
+        known = self._known.get(file.path)
         if known is not None and (known.size, known.mtime) == (file.size, file.mtime):
             self._n_unchanged += 1
             return
-        if refused is not None:
-            self._skipped.append(Skipped(file.path, refused[0]))
+        if (why := self._refused.get((file.path, file.size, file.mtime))) is not None:
+            self._skipped.append(Skipped(file.path, why))
             return
         try:
             digest = _hash(file.path)
@@ -124,15 +125,13 @@ class Adding:
             self._skipped.append(Skipped(file.path, answer.refused))
             if answer.is_lasting:
                 with self._db.write() as connection:
-                    connection.execute(
-                        "INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?)", (key, file.size, file.mtime, answer.refused)
-                    )
+                    db.put_refused(connection, file.path, file.size, file.mtime, answer.refused)
             return
         chunks = split(answer.blocks, *self._meaning.sizing())
-        title = answer.title or one_line(os.fsencode(file.path.name).decode("utf-8", "replace"))
+        title = answer.title or one_line(path_text(Path(file.path.name)))
         with self._db.write() as connection:
             db.put_document(connection, file.path, title, file.kind, file.size, file.mtime, digest, chunks)
-            connection.execute("DELETE FROM refused WHERE path = ?", (key,))
+            db.forget_refused(connection, file.path)
         self._n_added += 1
         self._has_replaced |= known is not None
 

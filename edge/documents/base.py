@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from edge.embedding import Embedder
 
 __all__ = [
-    "DEFAULT_COLLECTION", "NAME_PATTERN", "AddProgress", "AddReport", "Block", "CollectionInfo", "Document", "How", "OnAdd",
-    "Passage", "Skipped",
+    "DEFAULT_COLLECTION", "NAME_PATTERN", "AddProgress", "AddReport", "Block", "CollectionInfo", "Document", "How",
+    "LoadEmbedder", "OnAdd", "Passage", "Skipped", "path_text",
 ]  # fmt: skip
 
 DEFAULT_COLLECTION = "docs"
@@ -18,6 +22,11 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 HEADING_SIGN = " > "
 
 How = Literal["hybrid", "words", "meaning"]
+
+
+def path_text(path: Path) -> str:
+    """Return a path as text that can be written anywhere: bytes that are not UTF-8 become "\\xff"."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +82,13 @@ class Passage:
     @property
     def citation(self) -> str:
         """File name and place: "guide.md:12-18", "manual.pdf, page 4"."""
+        name = path_text(Path(self.document.name))
         if self.page is not None:
-            return f"{self.document.name}, page {self.page}"
+            return f"{name}, page {self.page}"
         if self.lines is None:
-            return self.document.name
+            return name
         first, last = self.lines
-        return f"{self.document.name}:{first}" if first == last else f"{self.document.name}:{first}-{last}"
+        return f"{name}:{first}" if first == last else f"{name}:{first}-{last}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +170,10 @@ OnAdd = Callable[[AddProgress], "bool | None"]
 """Called as adding goes on; False stops. May raise to stop, too. What is done by then stays."""
 
 
+LoadEmbedder = Callable[["str | None"], "Embedder | None"]
+"""Returns the embedding model of a name, the default one for None; None if there is none. Whoever made it closes the model."""
+
+
 @dataclass(frozen=True, slots=True)
 class CollectionInfo:
     """A collection in numbers.
@@ -170,6 +184,7 @@ class CollectionInfo:
         size_bytes: that it takes on the disk.
         model: the embedding model of its vectors; "" while it has none.
         sources: files and folders that were added.
+        is_words_only: it was made to have no vectors.
     """
 
     name: str
@@ -179,3 +194,4 @@ class CollectionInfo:
     size_bytes: int
     model: str
     sources: tuple[Path, ...]
+    is_words_only: bool = False

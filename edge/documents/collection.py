@@ -19,6 +19,7 @@ from edge.documents.base import (
     CollectionInfo,
     Document,
     How,
+    LoadEmbedder,
     OnAdd,
     Passage,
 )  # fmt: skip
@@ -45,30 +46,39 @@ class Collection:
         folder: of its files.
     """
 
-    def __init__(self, name: str, folder: Path, embedder: Embedder | str | None) -> None:
+    def __init__(
+        self, name: str, folder: Path, embedder: Embedder | LoadEmbedder | str | None = None, model: str | None = None
+    ) -> None:
         self.name, self.folder = name, folder
         make_private_dir(folder)
         self._db = Database(folder / FILE_NAME, db.SCHEMA)
-        self._meaning = Meaning(self._db, folder, embedder)
+        self._meaning = Meaning(self._db, folder, embedder, model)
 
     @classmethod
     def open(
-        cls, name: str = DEFAULT_COLLECTION, *, store: Path | None = None, embedder: Embedder | str | None = None
+        cls,
+        name: str = DEFAULT_COLLECTION,
+        *,
+        store: Path | None = None,
+        embedder: Embedder | LoadEmbedder | str | None = None,
+        model: str | None = None,
     ) -> Collection:
         """Open a collection, and make it if there is none of that name. Close it, or use it in a `with` block.
 
         Args:
             name: letters, digits, "-" and "_"; 64 at most.
             store: folder of all collections; None is the user's.
-            embedder: a loaded embedding model, which the caller closes; or the name of one, "" for none: then passages are
-                found by their words only. None is the model that the collection was made with, else the default one, if it
-                is on this device. A model is loaded when it is first needed, and never downloaded.
+            embedder: a loaded embedding model, which the caller closes; or a function that returns one, see `LoadEmbedder`; or
+                a name, as `model`. None loads the model when it is first needed, and never downloads it.
+            model: name of the embedding model, as for `edge.embedding.load_embedder`; "" is none: then passages are found by
+                their words only. None is the one that the collection was made with, else the default one. If it is not on
+                this device, and not named here, the collection does without.
 
         Raises:
             UsageError: that cannot be a name.
             StorageError: its files cannot be made or opened, or are damaged.
         """
-        return cls(check_name(name), _store(store) / name, embedder)
+        return cls(check_name(name), _store(store) / name, embedder, model)
 
     def add(
         self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], on_progress: OnAdd | None = None
@@ -80,7 +90,8 @@ class Collection:
         missing then are computed by the next `add` or `update`.
 
         Args:
-            paths: files and folders. What cannot be read is skipped, each file with its reason.
+            paths: files and folders. What cannot be read is skipped, each file with its reason; what could not be parsed before
+            is tried again, which `update` does only if it changed.
             on_progress: see `OnAdd`.
 
         Raises:
@@ -94,7 +105,9 @@ class Collection:
             raise UsageError("There is no path to add.", "Give files or folders.")
         found = [_present(path) for path in given]
         with self._db.write() as connection:
-            connection.executemany("INSERT OR IGNORE INTO source VALUES (?)", [(db.path_key(path),) for path in found])
+            for path in found:
+                connection.execute("INSERT OR IGNORE INTO source VALUES (?)", (db.path_key(path),))
+                db.forget_refused(connection, path)
         return self._adding(on_progress).run(found)
 
     def update(self, on_progress: OnAdd | None = None) -> AddReport:
@@ -205,8 +218,9 @@ class Collection:
             n_documents = connection.execute("SELECT count(*) FROM document").fetchone()[0]
             model = cast(str, db.get_meta(connection, "model", ""))
             paths = tuple(db.sources(connection))
+            is_words_only = bool(db.get_meta(connection, "is_words_only", 0))
         size = sum(file.stat().st_size for file in self.folder.iterdir())
-        return CollectionInfo(self.name, n_documents, n_passages, n_vectors, size, model, paths)
+        return CollectionInfo(self.name, n_documents, n_passages, n_vectors, size, model, paths, is_words_only)
 
     def close(self) -> None:
         """Close its files, and the model that it loaded. May be called twice."""

@@ -86,12 +86,13 @@ class File:
 
     Attributes:
         document_id: of its document.
-        size: in bytes; mtime, in nanoseconds; hash, SHA-256 of its content.
+        size: in bytes; mtime, in nanoseconds; kind, of its format; hash, SHA-256 of its content.
     """
 
     document_id: int
     size: int
     mtime: int
+    kind: str
     hash: bytes
 
 
@@ -106,10 +107,15 @@ def set_meta(db: sqlite3.Connection, key: str, value: str | int) -> None:
     db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))
 
 
-def find_file(db: sqlite3.Connection, path: Path) -> File | None:
-    """Return what is stored about a file, or None."""
-    row = db.execute("SELECT id, size, mtime, hash FROM document WHERE path = ?", (path_key(path),)).fetchone()
-    return None if row is None else File(*row)
+def files(db: sqlite3.Connection) -> dict[Path, File]:
+    """Return what is stored about each file that was read."""
+    rows = db.execute("SELECT path, id, size, mtime, kind, hash FROM document")
+    return {_path(path): File(*rest) for path, *rest in rows}
+
+
+def refused(db: sqlite3.Connection) -> dict[tuple[Path, int, int], str]:
+    """Return the files that could not be parsed: (path, size, mtime) -> why."""
+    return {(_path(path), size, mtime): why for path, size, mtime, why in db.execute("SELECT * FROM refused")}
 
 
 def touch(db: sqlite3.Connection, document_id: int, mtime: int) -> None:
@@ -184,6 +190,18 @@ def paths_below(db: sqlite3.Connection, path: Path) -> Iterator[tuple[int, Path]
     )
     for document_id, found in rows.fetchall():
         yield document_id, _path(found)
+
+
+def put_refused(db: sqlite3.Connection, path: Path, size: int, mtime: int, why: str) -> None:
+    """Remember that a file could not be parsed, and why."""
+    db.execute("INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?)", (path_key(path), size, mtime, why))
+
+
+def forget_refused(db: sqlite3.Connection, path: Path) -> None:
+    """Forget which files at a path or below it could not be parsed."""
+    key = path_key(path)
+    inside = key.rstrip(b"/") + b"/"
+    db.execute("DELETE FROM refused WHERE path = ? OR substr(path, 1, ?) = ?", (key, len(inside), inside))
 
 
 def passages(db: sqlite3.Connection, document_id: int) -> Iterator[Passage]:

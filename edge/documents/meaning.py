@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from edge.database import Database
 from edge.documents import db, vectors
+from edge.documents.base import LoadEmbedder
 from edge.documents.chunks import CountTokens, estimate_tokens
 from edge.errors import ModelNotFoundError, UsageError
 from edge.forks import ProcessLock
@@ -33,13 +35,22 @@ class Meaning:
     Args:
         database: of the collection.
         folder: of its files.
-        embedder: as for `Collection.open`.
+        embedder, model: as for `Collection.open`.
     """
 
-    def __init__(self, database: Database, folder: Path, embedder: Embedder | str | None) -> None:
-        self._db, self._folder, self._given = database, folder, embedder
+    def __init__(
+        self, database: Database, folder: Path, embedder: Embedder | LoadEmbedder | str | None, model: str | None
+    ) -> None:
+        self._db, self._folder = database, folder
+        self._name = _source(embedder if isinstance(embedder, str) else model)
+        self._embedder: Embedder | None = None
+        self._load: LoadEmbedder = self._load_own
+        self._own: Embedder | None = None  # loaded here, so closed here
+        if callable(embedder):
+            self._load = embedder
+        elif embedder is not None and not isinstance(embedder, str):
+            self._embedder, self._name = embedder, embedder.name
         self._lock = ProcessLock()
-        self._loaded: Embedder | None = None
         self._is_missing = False
         self._rows: tuple[tuple[int, int], NDArray[np.float32]] | None = None
 
@@ -57,27 +68,33 @@ class Meaning:
             ModelNotFoundError: one was named that is not on this device.
             EdgeError: as `edge.embedding.load_embedder`.
         """
-        if self._given == "":
+        if self._name == "":
             return None
-        if self._given is not None and not isinstance(self._given, str):
-            return self._given
         with self._lock:
-            if self._loaded is None and not self._is_missing:
-                self._loaded = self._load(self._given)
-                self._is_missing = self._loaded is None
-            return self._loaded
+            if self._embedder is None and not self._is_missing:
+                with self._db.read() as connection:
+                    is_words_only = self._name is None and db.get_meta(connection, "is_words_only", 0)
+                    source = cast(str, db.get_meta(connection, "model_source", ""))
+                self._embedder = None if is_words_only else self._load(self._name or source or None)
+                self._is_missing = self._embedder is None
+            return self._embedder
 
-    def _load(self, name: str | None) -> Embedder | None:
+    def _load_own(self, name: str | None) -> Embedder | None:
         from edge.embedding import load_embedder
 
-        with self._db.read() as connection:
-            own = cast(str, db.get_meta(connection, "model_source", ""))
         try:
-            return load_embedder(name or own or None, download=False)
+            self._own = load_embedder(name, download=False)
         except ModelNotFoundError:
-            if name is not None:
+            if self._name is not None:
                 raise
-            return None
+        return self._own
+
+    def remember(self) -> None:
+        """Note that the collection is to have no vectors, or that it is, if that was said when it was opened."""
+        if self._name is not None:
+            with self._db.write() as connection:
+                n_vectors = db.chunk_counts(connection)[1]
+                db.set_meta(connection, "is_words_only", int(not self._name and not n_vectors))
 
     def of_query(self, query: str, *, is_required: bool) -> NDArray[np.float32] | None:
         """Return the vector of a question, of length 1; None if the collection has no vectors, or no model is here.
@@ -132,12 +149,18 @@ class Meaning:
         Args:
             on_done: called with (vectors done, vectors to compute) after each time. May raise to stop.
         """
+        sql = "SELECT count(*) FROM chunk WHERE slot IS NULL"
+        with self._db.read() as connection:
+            n_waiting = connection.execute(sql).fetchone()[0]
+            is_whole = self._is_whole(connection)
+        if not n_waiting and is_whole and self._name is None:
+            return  # without loading the model
         embedder = self.embedder()
         if embedder is None:
             return
         self._begin(embedder)
         with self._db.read() as connection:
-            n_waiting = connection.execute("SELECT count(*) FROM chunk WHERE slot IS NULL").fetchone()[0]
+            n_waiting = connection.execute(sql).fetchone()[0]
         n_done = 0
         sql = "SELECT id, heading, text FROM chunk WHERE slot IS NULL ORDER BY id LIMIT ?"
         while n_done < n_waiting:
@@ -152,9 +175,9 @@ class Meaning:
         on_done(n_done, n_done)
 
     def _begin(self, embedder: Embedder) -> None:
-        """Note the model. If the vectors are of another one, they are all computed again."""
+        """Note the model. If the vectors are of another one, or their file is damaged, they are all computed again."""
         with self._db.write() as connection:
-            if db.get_meta(connection, "model", "") == embedder.name:
+            if db.get_meta(connection, "model", "") == embedder.name and self._is_whole(connection):
                 return
             generation = int(db.get_meta(connection, "generation", 0))
             connection.execute("UPDATE chunk SET slot = NULL WHERE slot IS NOT NULL")
@@ -162,7 +185,7 @@ class Meaning:
             self._path(generation).unlink(missing_ok=True)
             for key, value in (
                 ("model", embedder.name),
-                ("model_source", self._given if isinstance(self._given, str) else ""),
+                ("model_source", self._name or ""),
                 ("n_dims", embedder.info.n_dims),
                 ("generation", generation + 1),
                 ("n_slots", 0),
@@ -192,9 +215,17 @@ class Meaning:
     def close(self) -> None:
         """Close the model that was loaded here. May be called twice."""
         with self._lock:
-            loaded, self._loaded, self._rows = self._loaded, None, None
-        if loaded is not None:
-            loaded.close()
+            own, self._own, self._embedder, self._rows = self._own, None, None, None
+        if own is not None:
+            own.close()
+
+    def _is_whole(self, connection: sqlite3.Connection) -> bool:
+        """Return True unless the file of vectors is missing or too short."""
+        n_slots, n_dims, generation = (int(db.get_meta(connection, key, 0)) for key in ("n_slots", "n_dims", "generation"))
+        try:
+            return not n_slots or self._path(generation).stat().st_size >= n_slots * n_dims * 4
+        except OSError:
+            return False
 
     def _mapped(self, connection: sqlite3.Connection, n_dims: int) -> NDArray[np.float32]:
         generation, n_slots = (int(db.get_meta(connection, key, 0)) for key in ("generation", "n_slots"))
@@ -205,6 +236,11 @@ class Meaning:
 
     def _path(self, generation: int) -> Path:
         return self._folder / f"vectors-{generation}.f32"
+
+
+def _source(name: str | None) -> str | None:
+    """Return the name of a model as it is remembered: a path is absolute."""
+    return str(Path(name).absolute()) if name and (os.sep in name or Path(name).exists()) and ":" not in name else name
 
 
 def _unit(found: NDArray[np.float32]) -> NDArray[np.float32]:

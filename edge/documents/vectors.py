@@ -38,7 +38,7 @@ def open_rows(path: Path, n_rows: int, n_dims: int) -> NDArray[np.float32]:
     except (OSError, ValueError) as error:
         raise StorageError(
             f"The vectors in {path} cannot be read: {reason(error)}.",
-            "Compute them again: edge docs update --vectors",
+            "edge docs update computes them again.",
         ) from error
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from edge.documents.base import Skipped
 from edge.documents.readers import kind_of_file, largest_bytes
 from edge.units import reason, size_text
 
-__all__ = ["Found", "walk"]
+__all__ = ["Found", "Known", "walk"]
 
 _LEFT_OUT = frozenset({"node_modules", "__pycache__", "venv"})
 """Folders that hold what programs installed or made. Hidden files and folders are left out, too."""
@@ -35,7 +36,11 @@ class Found:
     mtime: int
 
 
-def walk(paths: Iterable[Path]) -> Iterator[Found | Skipped]:
+Known = Mapping[Path, tuple[int, int, str]]
+"""Path -> (size, time, kind) of files that were looked at before."""
+
+
+def walk(paths: Iterable[Path], known: Known = MappingProxyType({})) -> Iterator[Found | Skipped]:
     """Yield the files that paths name or that are below them, each once, and what cannot be read, by name.
 
     Links to files are followed, links to folders are not, so that no file is met for ever. Hidden files, and folders such as
@@ -43,23 +48,24 @@ def walk(paths: Iterable[Path]) -> Iterator[Found | Skipped]:
 
     Args:
         paths: absolute.
+        known: files that need not be opened to see what they are, as long as size and time are the same.
     """
     seen: set[Path] = set()
     for path in paths:
-        for found in _below(path):
+        for found in _below(path, known):
             if found.path not in seen:
                 seen.add(found.path)
                 yield found
 
 
-def _below(path: Path) -> Iterator[Found | Skipped]:
+def _below(path: Path, known: Known) -> Iterator[Found | Skipped]:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
         yield Skipped(path, _why_not(path, error))
         return
     if not stat.S_ISDIR(status.st_mode):
-        yield _looked_at(path, status)
+        yield _looked_at(path, status, known)
         return
     waiting = [path]
     while waiting:
@@ -77,25 +83,28 @@ def _below(path: Path) -> Iterator[Found | Skipped]:
             if entry.is_dir(follow_symlinks=False):
                 inside.append(Path(entry.path))
             else:
-                yield _entry(entry)
+                yield _entry(entry, known)
         waiting.extend(reversed(inside))
 
 
-def _entry(entry: os.DirEntry[str]) -> Found | Skipped:
+def _entry(entry: os.DirEntry[str], known: Known) -> Found | Skipped:
     path = Path(entry.path)
     try:
         if entry.is_symlink() and entry.is_dir():
             return Skipped(path, "it is a link to a folder; add that folder itself")
-        return _looked_at(path, entry.stat())
+        return _looked_at(path, entry.stat(), known)
     except OSError as error:
         return Skipped(path, _why_not(path, error))
 
 
-def _looked_at(path: Path, status: os.stat_result) -> Found | Skipped:
+def _looked_at(path: Path, status: os.stat_result, known: Known) -> Found | Skipped:
     if not stat.S_ISREG(status.st_mode):
         return Skipped(path, "it is not a file (a device, socket or pipe)")
     if not status.st_size:
         return Skipped(path, "it is empty")
+    before = known.get(path)
+    if before is not None and before[:2] == (status.st_size, status.st_mtime_ns):
+        return Found(path, before[2], status.st_size, status.st_mtime_ns)
     try:
         kind = kind_of_file(path, _beginning(path))
     except OSError as error:

@@ -19,7 +19,12 @@ from edge_cli.main import run
 from tools import build_docs
 
 ROOT = Path(__file__).parents[2]
-TUTORIALS = [ROOT / "docs/python.md", ROOT / "docs/structured.md", *sorted((ROOT / "docs/tutorials").glob("*.md"))]
+TUTORIALS = [
+    ROOT / "docs/python.md",
+    ROOT / "docs/structured.md",
+    ROOT / "docs/documents.md",
+    *sorted((ROOT / "docs/tutorials").glob("*.md")),
+]
 
 
 def run_console(example: Example) -> None:

@@ -57,11 +57,11 @@ def kind_of_file(path: Path, beginning: bytes) -> str:
         return "it is encrypted, or of an old format (.doc, .xls)" if kind == "docx" else "it is of an old office format"
     if kind in ("pdf", "docx"):
         return kind
+    if beginning.startswith(b"PK\x03\x04"):
+        return "it is an archive"
     is_utf16 = beginning.startswith((b"\xff\xfe", b"\xfe\xff"))
     if b"\0" in beginning and not is_utf16:
         return "it is a binary file"
-    if beginning.startswith(b"PK\x03\x04"):
-        return "it is an archive"
     return kind or "text"
 
 

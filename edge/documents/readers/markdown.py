@@ -42,7 +42,7 @@ def _structure(text: str) -> tuple[dict[int, tuple[int, str]], set[int]]:
     headings: dict[int, tuple[int, str]] = {}
     starts: set[int] = set()
     depth = 0
-    for token, after in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, after in zip(tokens, [*tokens[1:], None], strict=False):
         if token.type in ("bullet_list_open", "ordered_list_open"):
             depth += 1
         elif token.type in ("bullet_list_close", "ordered_list_close"):

@@ -9,37 +9,7 @@ import pytest
 
 from edge.documents import AddProgress, Collection, collections
 from edge.errors import CancelledError, UsageError
-
-GUIDE = """# Guide
-
-Read this first.
-
-## Install
-
-Run the installer, and restart the kettle.
-
-## Repair
-
-A kettle that leaks needs a new gasket.
-Order it by its number.
-"""
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """A folder with a page, a source file and a note."""
-    folder = tmp_path / "files"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "guide.md").write_text(GUIDE)
-    (folder / "deep/boil.py").write_text("import heat\n\n\ndef boil(water):\n    return heat.up(water, 100)\n")
-    (folder / "note.txt").write_text("The teapot is in the cupboard.\n\nThe key is below the mat.\n")
-    return folder
-
-
-@pytest.fixture
-def collection(tmp_path: Path) -> Collection:
-    """An empty collection that finds words only."""
-    return Collection.open("test", store=tmp_path / "store", embedder="")
+from tests.unit.documents.conftest import GUIDE
 
 
 def names(collection: Collection) -> list[str]:
