@@ -9,6 +9,7 @@ model_host.py   the loaded model; offers.py, the models to choose from
 table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py
 signals.py      the window's title, and notices
 pages.py        help, statistics, context, plan; wording.py and format.py, texts
+voice.py        speech: what is said fills the message box, replies are spoken
 meter.py        tokens of the message being written; read_ahead.py, its prefill
 markup/         Markdown, formulas and tables as lines of text; knows no screen
 terminal.py     bytes, pastes, signals and the end of the terminal; editor.py, the user's editor
@@ -32,12 +33,15 @@ _OBEYED = {"TEXTUAL_ANIMATIONS", "TEXTUAL_DISABLE_KITTY_KEY", "TEXTUAL_FPS", "TE
 _COLOURS = {("TEXTUAL_COLOR_SYSTEM", name) for name in ("auto", "standard", "256", "truecolor")}
 
 
-def run(settings: Settings, *, conversation: str | None = None, say: Callable[[str], None] = lambda line: None) -> int:
+def run(
+    settings: Settings, *, conversation: str | None = None, voice: bool = False, say: Callable[[str], None] = lambda line: None
+) -> int:
     """Run the chat until the user quits, and return the exit code.
 
     Args:
         settings: merged settings.
         conversation: id of the conversation to open, or the beginning of one; None starts a new one.
+        voice: turn voice on at the start.
         say: prints a line once the terminal is the shell's again: how to open the conversation again.
 
     Raises:
@@ -53,7 +57,7 @@ def run(settings: Settings, *, conversation: str | None = None, say: Callable[[s
     from edge_mcp.toolbox import open_toolbox
 
     with keep_signals(), open_toolbox(settings) as toolbox:
-        app = ChatApp(settings, conversation=conversation, toolbox=toolbox)
+        app = ChatApp(settings, conversation=conversation, toolbox=toolbox, voice=voice)
         code = app.run()
     for line in app.farewell:
         say(line)

@@ -84,7 +84,7 @@ class ChatApp(BaseApp):
 
     async def action_interrupt(self) -> None:
         """Handle Ctrl+C where nothing is selected: stop the reply; pressed twice, quit."""
-        if self.screen is self.chat_screen and await self.chat_screen.controller.sending.stop():
+        if self.screen is self.chat_screen and await self.chat_screen.stop():
             return
         now = time.monotonic()
         if now - self._interrupted_at < _INTERRUPT_TWICE_S:
@@ -113,6 +113,7 @@ class ChatApp(BaseApp):
                 editor.end(code - 128)
                 await editor.closed.wait()
             if self.chat_screen.is_mounted:
+                await self.chat_screen.voice.close()
                 await self.chat_screen.controller.close()
                 if code != 128 + signal.SIGHUP:  # then there is no terminal to say it on
                     last = await self.chat_screen.controller.farewell()

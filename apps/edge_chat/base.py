@@ -53,6 +53,7 @@ class BaseApp(App[int], inherit_bindings=False):
         cwd: base of relative attachment paths, instead of the current directory.
         clock: the time, instead of time.time.
         toolbox: finds the tools that the model may call, and what the user should know about them; blocks meanwhile.
+        voice: turn voice on at the start.
 
     Attributes:
         breakdown: the error that ended the app, if one did.
@@ -66,6 +67,7 @@ class BaseApp(App[int], inherit_bindings=False):
         own_themes: the user's themes.
         signals: the window's title, and notices.
         tools: that the model may call.
+        wants_voice: voice is turned on at the start.
         ran: names of the commands run in this session, the newest first.
 
     Raises:
@@ -81,6 +83,7 @@ class BaseApp(App[int], inherit_bindings=False):
         cwd: Path | None = None,
         clock: Callable[[], float] = time.time,
         toolbox: Toolbox | None = None,
+        voice: bool = False,
     ) -> None:
         super().__init__()
         for known in self.available_themes.values():
@@ -95,6 +98,7 @@ class BaseApp(App[int], inherit_bindings=False):
         self.own_files: dict[Path, tuple[str, str]] = {}
         self.tools: list[Tool] = []
         self.toolbox = toolbox
+        self.wants_voice = voice
         self.ran: list[str] = []
         self.own_themes = OwnThemes()
         chat = settings.chat

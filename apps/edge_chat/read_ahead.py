@@ -62,8 +62,12 @@ class ReadAhead:
         """Return whether something is being prefilled, or will be once typing pauses."""
         return self._timer is not None or self._is_running
 
-    def touch(self) -> None:
-        """Prefill what is in the composer once typing pauses, and stop what no longer fits it."""
+    def touch(self, pause_s: float | None = None) -> None:
+        """Prefill what is in the composer once typing pauses, and stop what no longer fits it.
+
+        Args:
+            pause_s: the pause, in seconds; None is the usual one. Speech is not typed on.
+        """
         if self._timer is not None:
             self._timer.stop()
             self._timer = None
@@ -76,7 +80,8 @@ class ReadAhead:
                 self._reply.cancel()
         if self._is_message:
             is_whole = ends_sentence(self._screen.composer.text.rstrip())
-            self._timer = self._screen.set_timer(_SENTENCE_PAUSE_S if is_whole else _PAUSE_S, self._pause)
+            usual_s = _SENTENCE_PAUSE_S if is_whole else _PAUSE_S
+            self._timer = self._screen.set_timer(usual_s if pause_s is None else pause_s, self._pause)
 
     def _pause(self) -> None:
         self._timer = None

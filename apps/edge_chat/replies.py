@@ -39,6 +39,8 @@ class ReplyRun:
         error: why it failed.
         was_accepted: the message that it answers is saved.
         is_over: nothing more will come.
+        has_ended: set once it is shown as saved.
+        on_text: called with each piece of text.
         n_generated: about how many tokens: pieces of text, which are tokens except for parts of characters.
     """
 
@@ -57,6 +59,8 @@ class ReplyRun:
         self.reply: Reply | None = None
         self.error: EdgeError | None = None
         self.was_accepted = self.is_over = False
+        self.on_text: Callable[[str], None] = lambda text: None
+        self.has_ended = asyncio.Event()
         self.n_generated = 0
         self._start = start
         self._on_accept = on_accept
@@ -120,6 +124,7 @@ class ReplyRun:
         match event:
             case events.Text(text):
                 self.text += text
+                self.on_text(text)
             case events.Reasoning(text):
                 self.reasoning += text
             case events.ToolCall(call):

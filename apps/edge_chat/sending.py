@@ -204,10 +204,11 @@ class Sending:
             conversation_id,
             lambda: start(sampling),
             self._accepted,
-            lambda run: self._desk.start(self._ended, run, message, wording.reply_notices(run, sampling, before)),
+            lambda run: self._desk.start(self._finish, run, message, wording.reply_notices(run, sampling, before)),
             continued,
         )
         self.runs[conversation_id] = run
+        self._screen.speak(run)
         if conversation_id == self._desk.active_id:
             await self._screen.transcript.show_note("")
             await self._show_run(run)
@@ -268,6 +269,12 @@ class Sending:
             self._desk.page = replace(self._desk.page, info=info)
             self._screen.title_changed()
         self._screen.refresh_sidebar()
+
+    async def _finish(self, run: ReplyRun, message: Outgoing | None, notices: list[str]) -> None:
+        try:
+            await self._ended(run, message, notices)
+        finally:
+            run.has_ended.set()
 
     async def _ended(self, run: ReplyRun, message: Outgoing | None, notices: list[str]) -> None:
         conversation_id = run.conversation_id

@@ -23,6 +23,18 @@ REGISTRY = Registry(
             "Writing",
             _key("send", "Send", "Send the message, or run the command.", "enter", "composer"),
             _key("newline", "New line", "Start a new line.", "shift+enter,ctrl+j,alt+enter", "composer"),
+            Command(
+                "talk",
+                "Speak a message",
+                "Listen until you pause, and send what you said; again sends at once. It interrupts a reply that is spoken.",
+                keys="f5",
+            ),
+            Command(
+                "voice",
+                "Voice",
+                "Turn voice on or off: spoken replies, and a key to speak; `hands-free` listens all the time.",
+                argument="[on|off|hands-free]",
+            ),
             Command("editor", "Write in your editor", "Open the message in $VISUAL or $EDITOR.", keys="ctrl+g"),
             Command(
                 "attach",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,6 +28,7 @@ EXAMPLES = examples(
     "edge chat --conversation 01JC",
     "edge chat --escalate-to qwen3-1.7b",
     "edge chat --plain",
+    "edge chat --voice",
 )
 
 
@@ -39,17 +41,35 @@ EXAMPLES = examples(
     help="Open this conversation; the beginning of its ID is enough.",
 )
 @click.option("--plain", is_flag=True, help="No drawing and no colour: for screen readers and bare terminals.")
+@click.option("--voice", is_flag=True, help="Turn voice on: a key to speak, and spoken replies.")
+@click.option("--hands-free", is_flag=True, help="As --voice, and listen all the time.")
+@click.option(
+    "--keep-audio",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Keep what you say as WAV files; otherwise no sound is written to the disk.",
+)
 @click.argument("words", nargs=-1, metavar="")
 @model_options
 @sampling_options
 @escalation_options
 @pass_app
-def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str | None, plain: bool, **options: Any) -> int:
+def chat(
+    app: App,
+    words: tuple[str, ...],
+    is_continued: bool,
+    conversation: str | None,
+    plain: bool,
+    voice: bool,
+    hands_free: bool,
+    keep_audio: Path | None,
+    **options: Any,
+) -> int:
     """Chat with a model in the terminal.
 
     Conversations are saved; the last line, when you leave, is the command that opens this one again. F1 or /help shows the
-    commands and keys. If several engines can run the model, the first start compares them, for at most a minute; Ctrl-C skips
-    it, and the setting engine.measure turns it off.
+    commands and keys. With --voice, F5 listens and the replies are spoken. If several engines can run the model, the first
+    start compares them, for at most a minute; Ctrl-C skips it, and the setting engine.measure turns it off.
     """
     from edge.errors import EdgeError, UsageError
 
@@ -60,7 +80,8 @@ def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str
             f"For a model: edge chat -m {quoted(words[0])}   for one answer: edge run {quoted(named)}",
         )
     require_exclusive(("--continue", is_continued), ("--conversation", conversation))
-    settings = settings_from(app, options, {"chat.plain": plain or None})
+    flags = {"chat.plain": plain or None, "voice.hands_free": hands_free or None, "voice.keep_audio": keep_audio}
+    settings = settings_from(app, options, flags)
     if importlib.util.find_spec("textual") is None:
         raise EdgeError(
             "The chat app is not installed: it needs the package textual.",
@@ -85,4 +106,4 @@ def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str
         if conversation is None:
             output.note("There is no conversation yet; this is a new one.")
     measure_at_first(app, settings)
-    return run_chat(settings, conversation=conversation, say=output.line)
+    return run_chat(settings, conversation=conversation, voice=voice or hands_free, say=output.line)

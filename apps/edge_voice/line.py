@@ -174,6 +174,11 @@ class Line:
         else:
             self._stop_once()
 
+    def cancel(self) -> None:
+        """Stop what `listen` began, and drop what was heard."""
+        self.ear.forget()
+        self._stop_once()
+
     def interrupt(self) -> bool:
         """Fall silent, as if the user had spoken, and return whether a reply was being spoken."""
         began_s = self._clock()

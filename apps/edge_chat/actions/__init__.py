@@ -6,12 +6,13 @@ messages.py       single messages: the selected one, or the last one that fits
 roles.py          roles: system prompts by name
 tools.py          tools and thoughts
 model.py          the model, and how it answers; adapters.py, its LoRA adapters; tiers.py, a larger model or a server for it
+voice.py          speech
 view.py           the view, and the app itself
 """
 
 from __future__ import annotations
 
-from edge_chat.actions import adapters, conversations, messages, model, roles, tiers, tools, view, writing
+from edge_chat.actions import adapters, conversations, messages, model, roles, tiers, tools, view, voice, writing
 
 __all__ = ["COMPLETERS", "RUNNERS"]
 
@@ -25,6 +26,7 @@ RUNNERS = {
     **roles.RUNNERS,
     **tools.RUNNERS,
     **view.RUNNERS,
+    **voice.RUNNERS,
 }
 """Command name -> the function that runs it, given the screen and the argument."""
 
@@ -38,5 +40,6 @@ COMPLETERS = {
     **roles.COMPLETERS,
     **tools.COMPLETERS,
     **view.COMPLETERS,
+    **voice.COMPLETERS,
 }
 """Command name -> the function that proposes arguments, given the screen and the argument as typed so far."""

@@ -28,6 +28,7 @@ from edge_chat.screens.model_view import ModelView
 from edge_chat.screens.recent import Recent
 from edge_chat.screens.view import ChatView
 from edge_chat.table import REGISTRY
+from edge_chat.voice import VoiceDesk
 from edge_chat.widgets.below import Below
 from edge_chat.widgets.cards import ApprovalCard, ErrorCard, LoadErrorCard
 from edge_chat.widgets.chip import Chip
@@ -37,9 +38,11 @@ from edge_chat.widgets.message import MessageView
 from edge_chat.widgets.sidebar import Sidebar
 from edge_chat.widgets.status import OF_A_REPLY, StatusLine, StatusValues
 from edge_chat.widgets.transcript import Transcript
+from edge_chat.widgets.voice_bar import VoiceBar, VoiceState
 
 if TYPE_CHECKING:
     from edge_chat.base import BaseApp
+    from edge_chat.replies import ReplyRun
 
 __all__ = ["ChatScreen"]
 
@@ -78,6 +81,7 @@ class ChatScreen(ChatView):
         self._recent = Recent(self.controller)
         self.meter = Meter(self)
         self.read_ahead = ReadAhead(self)
+        self.voice = VoiceDesk(self)
         self._is_polling = False
         self._listing = Listing(self.controller)
 
@@ -90,6 +94,7 @@ class ChatScreen(ChatView):
                 yield Transcript()
                 with Center():
                     yield Below()
+                yield VoiceBar()
                 yield Composer(
                     self.app.history,
                     self.app.cwd,
@@ -120,6 +125,8 @@ class ChatScreen(ChatView):
         self.run_guarded(self._find_tools)
         self.app.load_model(self.app.settings.model)
         self.app.has_begun = True
+        if self.app.wants_voice:
+            self.run_guarded(self.voice.switch, True)
 
     async def _open_first(self) -> None:
         await self.app.library.run(lambda store: None)
@@ -196,8 +203,20 @@ class ChatScreen(ChatView):
             self.toggle_sidebar(show=False)
         elif self.focused is not self.composer.input:
             self.set_focus(self.composer.input)
-        elif not (await self.controller.sending.stop() or self.controller.cancel_edit()):
+        elif not (await self.stop() or self.controller.cancel_edit()):
             self.composer.complain("")
+
+    async def stop(self) -> bool:
+        """Stop the reply, and what is spoken and heard; take back the waiting message. Return whether there was any."""
+        was_heard = self.voice.hush()
+        return await self.controller.sending.stop() or was_heard
+
+    def speak(self, run: ReplyRun) -> None:
+        self.voice.follow(run)
+
+    def show_voice(self, state: VoiceState) -> None:
+        """Show what voice does."""
+        self.query_one(VoiceBar).show(state, self.app.keymap.display, is_plain=self.app.is_plain)
 
     # Commands and messages
 

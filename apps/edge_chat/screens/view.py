@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edge.conversation import Attachment
     from edge_chat.base import BaseApp
     from edge_chat.markup.tables import Table
+    from edge_chat.replies import ReplyRun
 
 __all__ = ["ChatView"]
 
@@ -209,6 +210,10 @@ class ChatView(Screen[None]):
         except Exception as bug:  # noqa: BLE001 (a bug in one command must not end the chat)
             if self.is_attached and self.app.is_running:  # otherwise the widgets it needed are gone
                 self.complain(self.app.report_bug(bug))
+
+    def speak(self, run: ReplyRun) -> None:
+        """Speak a reply while it is generated, if voice is on."""
+        raise NotImplementedError
 
     def page_changed(self) -> None:
         """Update title, status line and composer for another conversation, or another state of it."""

@@ -10,4 +10,5 @@ below.py       the line above the message box: what is going on out of sight
 choice_list.py a list to pick from; columns.py, its lines
 sidebar.py     the list of conversations; rows.py, the text of its rows
 status.py      the status line
+voice_bar.py   what voice does: the microphone, and the sentence that is spoken
 """

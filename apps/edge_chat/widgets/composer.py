@@ -245,11 +245,20 @@ class Composer(Vertical):
             self.load("", self._attachments)
             self.post_message(self.Submitted(text, ()))
         elif text.strip() or self._attachments:
-            attachments = self.attachments
-            departure = self._depart(text, attachments)
-            # Cleared at once: text typed from here on belongs to the next message.
-            self.load("")
-            self.post_message(self.Submitted(text, attachments, departure))
+            self.submit(text)
+
+    def submit(self, text: str) -> None:
+        """Submit a message, with the attachments."""
+        attachments = self.attachments
+        departure = self._depart(text, attachments)
+        # Cleared at once: text typed from here on belongs to the next message.
+        self.load("")
+        self.post_message(self.Submitted(text, attachments, departure))
+
+    def dictate(self, text: str) -> None:
+        """Show what is being said as the text; the attachments stay."""
+        self.input.text = text
+        self.input.move_cursor(self.input.document.end)
 
     def take_key(self, key: str) -> bool:
         """Handle the keys of the open popup, and Backspace after the attachments. Return whether it was one of these."""
