@@ -53,6 +53,7 @@ def load(
     gpu_layers: int | None = None,
     parallel: int | None = None,
     draft: str | None = None,
+    prefill_with: str | None = None,
     lora: Sequence[str] | None = None,
     store: ConversationStore | None = None,
     cache: Literal["disk", "memory"] | None = None,
@@ -80,6 +81,8 @@ def load(
         parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. The plan says what it
             costs in memory. None lets the plan choose.
         draft: name of a smaller model with the same vocabulary, which guesses tokens that the model then verifies together.
+        prefill_with: name of another engine that prefills long prompts and hands their keys and values to the one that decodes;
+            "off" lets that one do everything. None lets the plan choose by what `edge tune` measured.
         lora: LoRA adapters of the model, each "FILE" or "FILE:SCALE": a GGUF file, a folder that peft saved, or hf:OWNER/REPO.
             All of them are applied, each at its scale (1 if it is left out), unless a conversation or call says otherwise; see
             `RequestOptions`. A scale of 0 loads one for those only.
@@ -112,7 +115,7 @@ def load(
     arguments: dict[str, object] = {"model": model, "backend": backend, "require": require, "context": context}
     arguments |= {"threads": threads, "kv_type_k": kv_type, "kv_type_v": kv_type, "gpu_layers": gpu_layers}
     arguments |= {"engine.parallel": parallel, "engine.draft": draft, "engine.lora": check_lora(lora)}
-    arguments |= {"escalation.to": escalate_to}
+    arguments |= {"engine.prefill_with": prefill_with, "escalation.to": escalate_to}
     from edge.config.load import COMMAND_LINE
 
     chosen = _own_adapters(_merge(settings, arguments), settings, model, lora)
@@ -125,6 +128,8 @@ def load(
     must_draft = draft is not None or (not is_other and chosen.sources.get("engine.draft") == COMMAND_LINE)
     second: Backend | None = None
     try:
+        is_asked = chosen.engine.prefill_with is not None
+        plan, engine = _open_prefiller(plan, engine, on_progress, chosen.paths.cache_dir, is_asked=is_asked)
         plan, second = _open_draft(plan, engine, on_progress, chosen.paths.cache_dir, is_asked=must_draft)
         return _assemble(
             chosen, plan, engine, stamps, second, store=store, with_disk=with_disk, cache_namespace=cache_namespace,
@@ -180,6 +185,7 @@ class LoadOptions(TypedDict, total=False):
     gpu_layers: int | None
     parallel: int | None
     draft: str | None
+    prefill_with: str | None
     lora: Sequence[str] | None
     store: ConversationStore | None
     cache: Literal["disk", "memory"] | None
@@ -379,6 +385,34 @@ def _open_draft(
             draft.close()
         raise
     return plan, draft
+
+
+def _open_prefiller(
+    plan: Plan, engine: Backend, on_progress: Progress | None, cache_dir: Path, *, is_asked: bool
+) -> tuple[Plan, Backend]:
+    """Load the engine that prefills by a plan, if there is one, and return the plan without it if it is of no use.
+
+    Args:
+        plan, engine: of the model.
+        on_progress, cache_dir: as for `_open`.
+        is_asked: it was asked for, so that it must be used.
+
+    Raises:
+        EdgeError: it cannot be used.
+    """
+    from edge.backends.paired import pair_with
+    from edge.errors import CancelledError, EdgeError
+    from edge.plan.prefill import without_prefiller
+
+    try:
+        return plan, pair_with(engine, plan, lambda prefiller: _open(prefiller, on_progress, cache_dir))
+    except CancelledError:
+        raise
+    except EdgeError as error:
+        if is_asked:
+            raise
+        _log.warning("%s prefills as well: %s", plan.backend, error.message)
+        return without_prefiller(plan, error.message), engine
 
 
 def _with_placement(plan: Plan, engine: Backend) -> Plan:

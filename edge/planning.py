@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edge.formats.artifact import Artifact
     from edge.names import Accelerator
     from edge.plan.receipt import Plan, PlanRequest
+    from edge.plan.tuning import Tuning
     from edge.registry import EngineRow
     from edge.sources.base import DownloadProgress, OnProgress
 
@@ -44,8 +45,12 @@ def make_planner(chosen: Settings, on_progress: Progress | None = None, *, downl
     from edge.device.detection import probe
     from edge.plan.adapters import check_formats, engine_for_adapters, plan_with_adapters
     from edge.plan.draft import plan_with_draft, without_draft
+    from edge.plan.prefill import check_prefiller
     from edge.plan.receipt import PlanRequest
 
+    prefill_with = chosen.engine.prefill_with
+    if prefill_with not in (None, "off"):
+        check_prefiller(prefill_with)
     exact, parallel, draft = chosen.kv.exact, chosen.engine.parallel, chosen.engine.draft
     if exact and parallel not in (None, 1):
         raise UsageError(
@@ -71,7 +76,7 @@ def make_planner(chosen: Settings, on_progress: Progress | None = None, *, downl
     asked = PlanRequest(require=chosen.require, threads=chosen.threads)
     choose_draft = _find(draft, asked, chosen, device, on_progress, download=download) if draft and not off else None
 
-    def plan_on(device: DeviceProfile) -> Plan:
+    def plan_drafting(device: DeviceProfile, request: PlanRequest) -> Plan:
         if choose_draft is not None:
             return plan_with_draft(
                 device,
@@ -80,6 +85,9 @@ def make_planner(chosen: Settings, on_progress: Progress | None = None, *, downl
             )
         alone = choose(device, request)
         return without_draft(alone, off) if draft else alone
+
+    def plan_on(device: DeviceProfile) -> Plan:
+        return _with_prefiller(chosen, device, request, plan_drafting)
 
     def find(model: Artifact) -> tuple[Adapter, ...]:
         from edge.catalog.adapters import find_adapters
@@ -94,6 +102,52 @@ def make_planner(chosen: Settings, on_progress: Progress | None = None, *, downl
     if on_progress is not None and on_progress("planning", 0.0) is False:
         raise CancelledError("Loading was stopped.")
     return plan
+
+
+def _with_prefiller(
+    chosen: Settings, device: DeviceProfile, request: PlanRequest, choose: Callable[[DeviceProfile, PlanRequest], Plan]
+) -> Plan:
+    """Return the plan of a model, on two engines where that was asked for, or measured to be faster.
+
+    Args:
+        chosen, device, request: as above.
+        choose: plans it with its draft model.
+
+    Raises:
+        EdgeError: as `choose`, and where the other engine was asked for and cannot be used.
+    """
+    from edge.plan.make import make_plan
+    from edge.plan.placement import rows_for, safety_here
+    from edge.plan.prefill import plan_with_prefiller, plan_with_tuned_prefiller, without_prefiller
+    from edge.plan.tuning import look_up
+
+    name, cache_dir = chosen.engine.prefill_with, chosen.paths.cache_dir
+    off = "kv.exact allows no numbers of another one" if chosen.kv.exact else "adapters" if chosen.engine.lora else ""
+    if name == "off" or off:
+        alone = choose(device, request)
+        return without_prefiller(alone, f"{name} was asked for; {off}") if off and name not in (None, "off") else alone
+
+    def choose_prefiller(left: DeviceProfile, main: Plan, backend: str) -> Plan:
+        rows = rows_for(replace(request, backend=backend))
+        asked = replace(request, backend=backend, require=main.accelerator, context=main.n_ctx, n_seq=1, n_ubatch=main.n_ubatch)
+        tuned = look_up(device, main.artifact, cache_dir=cache_dir)
+        return make_plan(left, main.artifact, asked, safety=safety_here(device, rows, cache_dir), tuned=tuned)
+
+    def tuning_of(plan: Plan) -> Tuning | None:
+        return look_up(device, plan.artifact, cache_dir=cache_dir).tuning
+
+    if name is not None:
+        return plan_with_prefiller(
+            device,
+            name,
+            lambda left: choose(left, request),
+            lambda left, main: choose_prefiller(left, main, name),
+            tuning_of,
+        )
+    plan = choose(device, request)
+    if not chosen.kv.across_engines:
+        return plan
+    return plan_with_tuned_prefiller(device, request, plan, choose, choose_prefiller, tuning_of(plan))
 
 
 def _find(

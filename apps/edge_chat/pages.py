@@ -167,10 +167,11 @@ def plan(receipt: Plan, notices: Sequence[str], limits: Limits | None = None, di
     lines += [f"| {_cell(choice.what)} | {_cell(choice.value)} | {_cell(choice.reason)} |" for choice in receipt.choices]
     memory = receipt.memory
     draft = f" + {size_text(memory.draft_bytes)} draft model" if memory.draft_bytes else ""
+    prefill = f" + {size_text(memory.prefill_bytes)} prefill engine" if memory.prefill_bytes else ""
     lines += [
         "",
         f"Memory: {size_text(memory.weights_bytes)} weights + {size_text(memory.kv_bytes)} KV cache + "
-        f"{size_text(memory.compute_bytes)} working buffers{draft} = {size_text(memory.total_bytes)} of "
+        f"{size_text(memory.compute_bytes)} working buffers{draft}{prefill} = {size_text(memory.total_bytes)} of "
         f"{size_text(memory.available_bytes)} available.",
         "",
     ]

@@ -17,6 +17,7 @@ __all__ = [
     "complete_kv_type",
     "complete_local_model",
     "complete_model",
+    "complete_prefiller",
     "complete_removable",
     "complete_role",
     "complete_setting",
@@ -90,6 +91,11 @@ def _backends() -> Iterable[tuple[str, str]]:
     return ((row.name, f"for {', '.join(row.formats)}") for row in ENGINES.values() if row.is_automatic)
 
 
+def _prefillers() -> Iterable[tuple[str, str]]:
+    off = [("off", "the engine that decodes does it")]
+    return [("auto", "as edge tune measured"), *off, *_backends()]
+
+
 def _kv_types() -> Iterable[tuple[str, str]]:
     from edge.names import KV_TYPES
 
@@ -106,6 +112,7 @@ def _themes() -> Iterable[tuple[str, str]]:
 _VALUES: dict[str, Callable[[], Iterable[tuple[str, str]]]] = {
     "model": _catalogue,
     "backend": _backends,
+    "engine.prefill_with": _prefillers,
     "chat.theme": _themes,
 }
 """Settings whose values are known elsewhere."""
@@ -157,6 +164,7 @@ complete_local_model = _completer(_fetched_models)
 complete_removable = _completer(_removable)
 complete_setting_name = _completer(_settings)
 complete_backend = _completer(_backends)
+complete_prefiller = _completer(_prefillers)
 complete_kv_type = _completer(_kv_types)
 complete_role = _completer(_roles)
 complete_conversation = _completer(_conversations)

@@ -82,6 +82,12 @@ def gain_text(artifact: Artifact, report: Report) -> str:
     """Return in a sentence what a comparison found."""
     tuning = report.tuning
     usual = tuning.reference.partition(" ")[0] or "the usual engine"
+    if (pair := tuning.pair) is not None:
+        times = tuning.default_turn_s / pair.turn_s
+        return (
+            f"{artifact.name}: {pair.prefill_with} for long prompts and {pair.backend} for replies answer {times:.1f} times as "
+            f"fast as {usual} here, so both are used from now on."
+        )
     if not report.is_better:
         return f"{artifact.name}: no other engine answers faster than {tuning.backend} here."
     prefill = tuning.prefill_tokens_per_s / tuning.default_prefill_tokens_per_s

@@ -14,6 +14,7 @@ from edge_cli.completers import (
     complete_file,
     complete_kv_type,
     complete_model,
+    complete_prefiller,
     complete_role,
     complete_setting,
 )
@@ -42,6 +43,7 @@ _SETTINGS = {
     "kv_type": ["kv_type_k", "kv_type_v"],
     "parallel": ["engine.parallel"],
     "draft": ["engine.draft"],
+    "prefill_with": ["engine.prefill_with"],
     "lora": ["engine.lora"],
     **{name: [f"server.{name}"] for name in ("host", "port", "socket", "max_waiting", "max_requests_each", "otel")},
     "keys": ["server.keys_file"],
@@ -69,6 +71,12 @@ _MODEL = [
     click.option("--parallel", metavar="N", help="Replies side by side."),
     click.option(
         "--draft", metavar="MODEL", shell_complete=complete_model, help="Smaller model of the same family that guesses tokens."
+    ),
+    click.option(
+        "--prefill-with",
+        metavar="NAME",
+        shell_complete=complete_prefiller,
+        help="Engine that prefills long prompts for the one that decodes: a name, off, or auto for what edge tune measured.",
     ),
     click.option(
         "--lora",

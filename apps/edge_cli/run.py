@@ -170,6 +170,7 @@ def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
         ("working buffers", memory.compute_bytes),
         *([(f"draft model {plan.draft.artifact.name}", memory.draft_bytes)] if plan.draft is not None else []),
         *([("adapters", memory.adapter_bytes)] if plan.adapters else []),
+        *([(f"{plan.prefill.plan.backend}, which prefills", memory.prefill_bytes)] if plan.prefill is not None else []),
         ("total", memory.total_bytes),
         ("available", memory.available_bytes),
     ]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edge.errors import ConfigError, ModelFileError
+from edge.errors import ConfigError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -50,6 +50,18 @@ def _check_backend(settings: Settings) -> str:
     return ""
 
 
+def _check_prefiller(settings: Settings) -> str:
+    from edge.plan.prefill import check_prefiller
+
+    name = settings.engine.prefill_with
+    if name not in (None, "off"):
+        try:
+            check_prefiller(name)
+        except UsageError as error:
+            raise ConfigError(error.message, error.hint) from None
+    return ""
+
+
 def _check_chat(name: str, settings: Settings) -> str:
     if importlib.util.find_spec("textual") is None:
         return "the chat app, which knows its themes and keys, is not installed."
@@ -70,6 +82,7 @@ def _check_chat(name: str, settings: Settings) -> str:
 CHECKED: dict[str, Callable[[Settings], str]] = {
     "model": _check_model,
     "backend": _check_backend,
+    "engine.prefill_with": _check_prefiller,
     "chat.theme": partial(_check_chat, "theme"),
     "chat.keys": partial(_check_chat, "keys"),
 }

@@ -83,7 +83,8 @@ _KV_COSTS = {
 def tune(app: App, model: str | None, **options: Any) -> int:
     """Find and save the fastest settings for a model on this device.
 
-    Tries engine, threads, batch and flash attention in turn. A change is adopted only if its gain exceeds the spread of the
+    Tries engine, threads, batch and flash attention in turn, and whether one engine should prefill long prompts while another
+    one decodes. A change is adopted only if its gain exceeds the spread of the
     measurements; none of them changes the answers beyond rounding, which is measured: an engine that is more than 0.01 nats
     away from the file's weights computed exactly, and further than the usual engine, or a format that diverges by more than
     0.01 nats from the published one, is shown with its gain, and not taken. The model is then loaded with these settings,
@@ -167,7 +168,8 @@ def _tuning_json(tuning: Tuning) -> dict[str, Any]:
     import msgspec
 
     found: dict[str, Any] = msgspec.to_builtins(tuning)
-    for row, speed in zip(found["engines"], tuning.engines, strict=True):
+    pair = [(found["pair"], tuning.pair)] if tuning.pair is not None else []
+    for row, speed in [*zip(found["engines"], tuning.engines, strict=True), *pair]:
         row["turn_s"] = round(speed.turn_s, 4)
         row["pass_ms"] = dict(speed.pass_ms)
         row["pass_costs"] = {size: round(cost, 3) for size, cost in speed.pass_costs.items()}
@@ -191,6 +193,7 @@ def _rows(tuning: Tuning) -> list[tuple[str, str]]:
             "a turn",
             f"{tuning.turn_s:.2f} s, default {tuning.default_turn_s:.2f} s: {TURN_PROMPT} new tokens, {TURN_REPLY} of reply",
         ),
+        *([("two engines", _pair_text(tuning.pair))] if tuning.pair is not None else []),
         ("threads", f"{tuning.threads}, for prefill {tuning.threads_batch}"),
         ("batch", f"{tuning.n_ubatch} tokens"),
         ("flash attention", "on" if tuning.flash_attention else "off"),
@@ -199,6 +202,10 @@ def _rows(tuning: Tuning) -> list[tuple[str, str]]:
         ("prefill", f"{tuning.prefill_tokens_per_s:,.1f} tokens/s, default {tuning.default_prefill_tokens_per_s:,.1f}"),
         ("measured", f"{tuning.measured_on}, with {tuning.n_prompt:,} prompt tokens and {tuning.n_decode:,} generated tokens"),
     ]
+
+
+def _pair_text(pair: EngineSpeed) -> str:
+    return f"{pair.prefill_with} prefills, {pair.backend} decodes: {pair.turn_s:.2f} s a turn"
 
 
 def _show_tuning(tuning: Tuning) -> None:
@@ -216,13 +223,16 @@ def _show_tuning(tuning: Tuning) -> None:
             "from exact weights",
             "cost of a pass over 2, 4, 8, 16",
         )
-        output.table([_engine_cells(speed, tuning) for speed in tuning.engines], headings)
+        speeds = [*tuning.engines, *([tuning.pair] if tuning.pair is not None else [])]
+        output.table([_engine_cells(speed, tuning) for speed in speeds], headings)
 
 
 def _engine_cells(speed: EngineSpeed, tuning: Tuning) -> tuple[str, ...]:
     from edge.units import size_text
 
     name = f"{speed.backend} on {speed.accelerator}"
+    if speed.prefill_with:
+        name += f", {speed.prefill_with} prefills"
     loss = "not measured"
     if speed.divergence is not None and speed.agreement is not None:
         loss = f"{speed.divergence:.4f} nats, {speed.agreement:.0%} the same"

@@ -144,12 +144,9 @@ class CellsBackend(Backend):
     def prefill(self, seq_id: int, tokens: Sequence[int], *, should_stop: Callable[[], bool] | None = None) -> int:
         import numpy as np
 
-        if not tokens:
-            raise UsageError("There is nothing to prefill.", "Give at least one token.")
-        self._check_tokens(tokens)
+        self.check_prefill(seq_id, tokens)
         ids = np.asarray(tokens, dtype=np.int64)
         n_done, start = 0, self.length(seq_id)
-        self._cells.check_room({seq_id: len(ids)})
         while n_done < len(ids):
             if should_stop is not None and should_stop():
                 return n_done
@@ -163,6 +160,19 @@ class CellsBackend(Backend):
                 if n_done < len(ids):
                     self._forget_logits(seq_id)  # only a whole prefill leaves some
         return n_done
+
+    def check_prefill(self, seq_id: int, tokens: Sequence[int]) -> None:
+        """Refuse what `prefill` would.
+
+        Raises:
+            UsageError: there is no token, or one that the vocabulary does not have, or no such sequence.
+            ContextFullError: they do not fit.
+            BackendError: it is closed.
+        """
+        if not tokens:
+            raise UsageError("There is nothing to prefill.", "Give at least one token.")
+        self._check_tokens(tokens)
+        self._cells.check_room({seq_id: len(tokens)})
 
     def decode(self, steps: Sequence[tuple[int, int]], drafts: Mapping[int, Sequence[int]] = NO_DRAFTS) -> None:
         if not steps:
@@ -240,6 +250,10 @@ class CellsBackend(Backend):
             return ""
         found = bytes(block[BLOCK_HEADER.size : self._head_bytes])
         return "" if found == self._own_maker() else describe_maker(found)
+
+    def sign_as(self, identity: Mapping[str, str | int | float | bool]) -> None:
+        """Let exported blocks say that another maker computed them, of which this engine is a part; see `maker_id`."""
+        self._maker = maker_id(identity)
 
     def close(self) -> None:
         with self._lock:

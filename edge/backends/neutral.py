@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from edge.kv.blocks import fingerprint
 
@@ -36,7 +36,7 @@ MAKER_BYTES = _NAME_BYTES + 32
 TENSOR_HEAD_BYTES = 12
 _ROUNDING = frozenset({
     "backend", "version", "instructions", "processor", "chunk_size", "n_ubatch", "extra_buffers", "unified", "gpu_layers",
-    "flash_attention",
+    "flash_attention", "prefill",
 })  # fmt: skip
 """Fields of `Backend.kv_identity` that change how the numbers of such a block were rounded, and nothing about their meaning. An
 engine's field that is not named here keeps its blocks apart."""
@@ -48,8 +48,11 @@ class NeutralLayout:
 
     Attributes:
         n_layer, n_head_kv, head_dim: of keys and values, the same for all layers.
+        MAX_DIFFERENCE: most that the keys or values of a layer may differ between engines, as a share of their norm: llama.cpp
+            and OpenVINO differ by 0.05 with SmolLM2, another rotation of positions by more than this at once.
     """
 
+    MAX_DIFFERENCE: ClassVar[float] = 0.15
     n_layer: int
     n_head_kv: int
     head_dim: int
@@ -88,6 +91,23 @@ class NeutralLayout:
 
         rows = self.tensors(payload, n_tokens).view(np.float16)[:, TENSOR_HEAD_BYTES // 2 :]
         return rows.reshape(2, self.n_layer, n_tokens, self.n_head_kv, self.head_dim)
+
+    def difference(self, one: bytes | memoryview, other: bytes | memoryview, n_tokens: int) -> float:
+        """Return the largest difference of a layer's keys or values in two blocks, as a share of the norm of the other one's.
+
+        Args:
+            one, other: whole blocks of the same tokens, of any engines.
+            n_tokens: tokens in each.
+        """
+        import numpy as np
+
+        def rows(block: bytes | memoryview) -> npt.NDArray[np.float32]:
+            payload = np.frombuffer(block, np.uint8)[-self.size(n_tokens) :]
+            return self.numbers(payload, n_tokens).astype(np.float32).reshape(2, self.n_layer, -1)
+
+        found, wanted = rows(one), rows(other)
+        shares = np.linalg.norm(found - wanted, axis=-1) / np.maximum(np.linalg.norm(wanted, axis=-1), 1e-9)
+        return float(shares.max())
 
     @staticmethod
     def common(identity: Mapping[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:

@@ -22,7 +22,27 @@ if TYPE_CHECKING:
     from edge.backends.base import Backend
     from edge.device.energy import Meter
 
-__all__ = ["Answer", "Bandwidth", "Logits", "Open", "Passes", "Problem", "Request", "Run", "main", "serve", "to_problem"]
+__all__ = [
+    "Answer",
+    "Bandwidth",
+    "Logits",
+    "Open",
+    "Passes",
+    "Prefill",
+    "Problem",
+    "Request",
+    "Run",
+    "main",
+    "serve",
+    "to_problem",
+]
+
+
+class Prefill(msgspec.Struct, frozen=True, kw_only=True):
+    """Another engine that prefills: the fields of its Plan, and from how many tokens on."""
+
+    plan: dict[str, Any]
+    least: int
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -35,6 +55,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     plan: dict[str, Any]
     with_energy: bool = False
     unpacked: bytes = b""
+    prefill: Prefill | None = None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -125,20 +146,28 @@ class _Server:
 
     def _open(self, request: Open) -> Answer:
         from edge.backends import open_backend
+        from edge.backends.paired import pair_with
         from edge.bench.measure import warm_up
         from edge.device.energy import find_meter
         from edge.formats.artifact import open_artifact
-        from edge.plan.receipt import MemoryEstimate, Plan
+        from edge.plan.receipt import MemoryEstimate, Plan, PrefillPlan
         from edge.registry import load_entry
 
         artifact = open_artifact(Path(os.fsdecode(request.path)))
-        plan = Plan(**request.plan, artifact=artifact, memory=MemoryEstimate(0, 0, 0, 0, 0), choices=())
+
+        def to_plan(values: dict[str, Any]) -> Plan:
+            return Plan(**values, artifact=artifact, memory=MemoryEstimate(0, 0, 0, 0, 0), choices=())
+
+        plan = to_plan(request.plan)
+        if request.prefill is not None:
+            plan = replace(plan, prefill=PrefillPlan(to_plan(request.prefill.plan), request.prefill.least))
         if request.unpacked:
             unpacked = Path(os.fsdecode(request.unpacked))
             load_entry("edge.backends.llamacpp.unpack:unpack")(artifact.path, unpacked, plan.n_threads, bits=32)
             plan = replace(plan, artifact=open_artifact(unpacked))
         started = time.perf_counter()
         self._backend = open_backend(plan)
+        self._backend = pair_with(self._backend, plan, open_backend)
         warm_up(self._backend)
         load_s = time.perf_counter() - started
         energy = ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge.backends.base import MAX_DRAFT
+from edge.backends.paired import PairedBackend
 from edge.errors import BackendError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -52,15 +53,18 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     each: tuple[float, ...] = ()
 
 
-def text_logits(backend: Backend, tokens: list[int]) -> npt.NDArray[np.float32]:
-    """Return the logits after each token of a text, shape (len(tokens), n_vocab), in passes as for drafts."""
+def text_logits(backend: Backend, tokens: list[int], n_prompt: int = 1) -> npt.NDArray[np.float32]:
+    """Return the logits after each token of a text from the `n_prompt`-th on, shape (tokens, n_vocab).
+
+    The first `n_prompt` tokens are prefilled at once, the others decoded in passes as for drafts.
+    """
     import numpy as np
 
     backend.rewind(0, 0)
-    backend.prefill(0, tokens[:1])
+    backend.prefill(0, tokens[:n_prompt])
     rows = [backend.logits(0)]
     step = 1 + MAX_DRAFT if backend.capabilities.drafts else 1
-    for start in range(1, len(tokens), step):
+    for start in range(n_prompt, len(tokens), step):
         first, *rest = tokens[start : start + step]
         if rest:
             backend.decode([(0, first)], {0: rest})
@@ -86,7 +90,7 @@ def write_logits(backend: Backend, path: Path) -> None:
 
 
 def compare_logits(backend: Backend, path: Path) -> Divergence:
-    """Compare a backend with the one that wrote a file.
+    """Compare a backend with the one that wrote a file. Of a pair of engines, the first prefills half of the text.
 
     Raises:
         UnsupportedError: its vocabulary is another one.
@@ -101,7 +105,9 @@ def compare_logits(backend: Backend, path: Path) -> Divergence:
     if max(tokens) >= backend.info.n_vocab or theirs.shape[1] != backend.info.n_vocab:
         raise UnsupportedError("The vocabularies differ, so nothing can be said about the quality.")
     each, same = [], []
-    for wanted, found in zip(theirs, text_logits(backend, tokens), strict=True):  # one by one: vocabularies are large
+    n_prompt = len(tokens) // 2 if isinstance(backend, PairedBackend) else 1
+    ours = text_logits(backend, tokens, n_prompt)
+    for wanted, found in zip(theirs[n_prompt - 1 :], ours, strict=True):  # one by one: vocabularies are large
         p, q = log_softmax(wanted), log_softmax(found)
         each.append(float((np.exp(p) * (p - q)).sum()))
         same.append(wanted.argmax() == found.argmax())

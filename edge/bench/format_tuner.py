@@ -23,8 +23,8 @@ from edge.bench.values import Sample, Setting, stat
 from edge.errors import BackendUnavailableError, EdgeError, UsageError
 from edge.plan.make import make_plan
 from edge.plan.placement import find_targets, readers, safety_here
-from edge.plan.receipt import Plan, PlanRequest
-from edge.plan.speed import EngineSpeed
+from edge.plan.receipt import Plan, PlanRequest, PrefillPlan
+from edge.plan.speed import EngineSpeed, turn_seconds
 from edge.plan.tuning import Tuning
 from edge.registry import ENGINES
 
@@ -86,6 +86,7 @@ class Tuner:
         self._plans: dict[Setting, Plan] = {}
         self._samples: dict[Setting, list[Sample]] = {}
         self._refused: list[Setting] = []
+        self._pair: Setting | None = None
         self._losses = Losses(reference, ask=self._ask_quality, write_exact=self._write_exact)
         self.lengths = _LENGTHS[-1]
         self.reuses_workers = True
@@ -105,7 +106,10 @@ class Tuner:
         limit = self._options.budget_s * (1 - _FINAL_SHARE)
         search = Search(self.measure, lambda: self.passed() < limit, self._on_progress)
         self._losses.usual = start
-        return start, search.run(start, self._knobs())
+        outcome = search.run(start, self._knobs())
+        paired = search.run(outcome.best, [self._pair_knob()])
+        self._pair = paired.best if paired.best != outcome.best else None
+        return start, replace(paired, best=outcome.best, is_complete=outcome.is_complete and paired.is_complete)
 
     def report(self, start: Setting, outcome: Outcome, usual: list[Sample], best: list[Sample]) -> Report:
         """Report the best setting if it beats the usual one, otherwise the usual one.
@@ -151,6 +155,7 @@ class Tuner:
             divergence=self._losses.known(chosen).divergence,
             engines=tuple(speeds.values()),
         )
+        tuning = self._with_pair(tuning)
         return Report(tuning, outcome, is_better, self.passed())
 
     def measure(self, setting: Setting) -> Sample:
@@ -242,6 +247,8 @@ class Tuner:
         """Return the fastest measured setting of each engine, with its samples."""
         best: dict[tuple[str, str], Setting] = {}
         for setting, samples in self._samples.items():
+            if setting.prefill_with:
+                continue
             other = best.get(_engine(setting))
             if other is None or statistics.median(_turns(samples)) < statistics.median(_turns(self._samples[other])):
                 best[_engine(setting)] = setting
@@ -260,8 +267,16 @@ class Tuner:
             agreement=loss.agreement,
             exact=loss.exact,
             exact_limit=loss.exact_limit,
-            pass_ms=self._passes(setting),
+            pass_ms=self._passes(setting) if not setting.prefill_with else (),
+            prefill_with=setting.prefill_with,
         )
+
+    def _with_pair(self, tuning: Tuning) -> Tuning:
+        """Return the results with those of the two engines that won against the best one."""
+        if self._pair is None:
+            return tuning
+        pair = self._speed(self._pair, self._samples[self._pair])
+        return msgspec.structs.replace(tuning, pair=pair) if pair.turn_s < tuning.turn_s else tuning
 
     def _has_time(self) -> bool:
         return self._deadline is None or self.passed() < self._options.budget_s
@@ -304,6 +319,33 @@ class Tuner:
             return engines
         cpu, kv_types = self._device.cpu, self._options.kv_types
         return [*engines, *setting_knobs(self._rows, cpu, self.lengths[0], kv_types, self._each)]
+
+    def _pair_knob(self) -> Knob:
+        return Knob("prefill", "chat", self._pairs, _engine_text, _ENGINE_GAIN, self._refuse)
+
+    def _pairs(self, incumbent: Setting) -> list[Setting]:
+        """Return the pairs of measured engines, one of which prefills for the other, that would be faster by their speeds."""
+        found = []
+        limit_s = statistics.median(_turns(self._samples[incumbent])) / (1 + _ENGINE_GAIN)
+        for decoder, theirs in self._by_engine().items():
+            for prefiller, ours in self._by_engine().items():
+                prefill, decode = _median(ours, "prefill_tokens_per_s"), _median(theirs, "decode_tokens_per_s")
+                load_s = _median(ours, "load_s") + _median(theirs, "load_s")
+                if prefiller.backend != decoder.backend and turn_seconds(prefill, decode, load_s) < limit_s:
+                    found += self._paired(decoder, prefiller)
+        return found
+
+    def _paired(self, decoder: Setting, prefiller: Setting) -> list[Setting]:
+        """Return the setting of two engines, if both fit into memory."""
+        plan, other = self._plans[decoder], self._plans[prefiller]
+        n_bytes = plan.memory.total_bytes + other.memory.total_bytes
+        if n_bytes > self._device.memory.available_bytes * MEMORY_SHARE:
+            return []
+        memory = replace(plan.memory, total_bytes=n_bytes, prefill_bytes=other.memory.total_bytes)
+        plan = replace(plan, memory=memory, prefill=PrefillPlan(other, least=min(64, *self.lengths)))
+        setting = setting_of(plan)
+        self._plans[setting] = plan
+        return [setting]
 
     def _refuse(self, setting: Setting) -> str:
         """Say why an engine that is faster is not taken; "" if it loses nothing."""
@@ -383,7 +425,8 @@ def _engine(setting: Setting) -> tuple[str, str]:
 
 
 def _engine_text(setting: Setting) -> str:
-    return f"{setting.backend} on {setting.accelerator}"
+    other = f", {setting.prefill_with} prefills" if setting.prefill_with else ""
+    return f"{setting.backend} on {setting.accelerator}{other}"
 
 
 def _turns(samples: Sequence[Sample]) -> list[float]:

@@ -149,9 +149,11 @@ class Losses:
 
 def _limit(ours: Divergence, usual: Divergence) -> float:
     """Return how far an engine may be from the exact weights: as far as the usual one, as surely as the text can tell."""
-    apart = [one - other for one, other in zip(ours.each, usual.each, strict=True)]
+    same = usual.each[-len(ours.each) :]  # of a pair of engines only the end of the text is compared
+    apart = [one - other for one, other in zip(ours.each, same, strict=True)]
     error = statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
-    return max(LOSSLESS_NATS, usual.mean + _CERTAINTY * error)
+    mean = usual.mean if len(same) == len(usual.each) else statistics.fmean(same)
+    return max(LOSSLESS_NATS, mean + _CERTAINTY * error)
 
 
 def exact_plan(device: DeviceProfile, artifact: Artifact, n_ctx: int, safety: Safety | None, folder: Path) -> Plan:

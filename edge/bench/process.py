@@ -6,11 +6,11 @@ import os
 import threading
 import time
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.bench.child import Answer, Bandwidth, Logits, Open, Passes, Request, Run
+from edge.bench.child import Answer, Bandwidth, Logits, Open, Passes, Prefill, Request, Run
 from edge.bench.values import Sample, Setting
 from edge.child import Child, python_command, rebuild_error
 from edge.errors import BackendError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "bandwidth_here", "setting_of"]
 
-_LEFT_OUT = ("artifact", "memory", "choices")
+_LEFT_OUT = ("artifact", "memory", "choices", "prefill")
 
 
 class Worker:
@@ -49,9 +49,10 @@ class Worker:
         self, plan: Plan, *, with_energy: bool = False, deadline: float | None = None, unpacked: Path | None = None
     ) -> None:
         self._child, self._deadline = _start(), deadline
-        values = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _LEFT_OUT}
+        prefill = Prefill(plan=_values(plan.prefill.plan), least=plan.prefill.least) if plan.prefill is not None else None
         target = os.fsencode(unpacked) if unpacked is not None else b""
-        request = Open(path=os.fsencode(plan.artifact.path), plan=values, with_energy=with_energy, unpacked=target)
+        path = os.fsencode(plan.artifact.path)
+        request = Open(path=path, plan=_values(plan), with_energy=with_energy, unpacked=target, prefill=prefill)
         try:
             answer = self._ask(request)
             if answer.is_faster_next:  # time and memory are to be those of later loads
@@ -155,7 +156,12 @@ def setting_of(plan: Plan) -> Setting:
         kv_type_v=plan.kv_type_v,
         gpu_layers=plan.gpu_layers,
         n_ctx=plan.n_ctx,
+        prefill_with=plan.prefill.plan.backend if plan.prefill is not None else "",
     )
+
+
+def _values(plan: Plan) -> dict[str, Any]:
+    return {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _LEFT_OUT}
 
 
 def _start() -> Child:

@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of a candidate; names as in a Plan."""
+    """The settings of a candidate; names as in a Plan. `prefill_with` is the engine that prefills, if it is another one."""
 
     backend: str
     accelerator: str
@@ -26,6 +26,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     kv_type_v: str
     gpu_layers: int
     n_ctx: int
+    prefill_with: str = ""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):

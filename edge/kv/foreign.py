@@ -11,19 +11,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from edge.backends.base import Backend
+    from edge.backends.neutral import NeutralLayout
     from edge.kv.slots import Slot
 
 __all__ = ["ForeignBlocks"]
 
 _log = logging.getLogger("edge.kv")
 _N_COMPARED = 32
-_MAX_ERROR = 0.15
-"""Most that the keys or values of a layer may differ, as a share of their norm: llama.cpp and OpenVINO differ by 0.05 with
-SmolLM2, another rotation of positions by more than this at once."""
 
 
 class ForeignBlocks:
@@ -57,9 +52,11 @@ class ForeignBlocks:
             BackendError: the engine failed.
         """
         if maker not in self._is_near:
+            layout = self._backend.neutral
+            assert layout is not None  # only blocks of this layout have another maker
             self._backend.set_adapters(slot.mix)
-            error = self._error(slot.seq_id, list(tokens)[-_N_COMPARED:])
-            self._is_near[maker] = is_near = error <= _MAX_ERROR  # NaN is more
+            error = self._error(layout, slot.seq_id, list(tokens)[-_N_COMPARED:])
+            self._is_near[maker] = is_near = error <= layout.MAX_DIFFERENCE  # NaN is more
             if is_near:
                 _log.info("KV blocks of %s differ from this engine's by %.1f %%", maker, 100 * error)
             else:
@@ -67,28 +64,15 @@ class ForeignBlocks:
                 _log.warning("KV blocks of %s are not used: they differ from this engine's by %.0f %%", maker, 100 * error)
         return self._is_near[maker]
 
-    def _error(self, seq_id: int, tokens: list[int]) -> float:
-        """Return the largest difference of a layer's keys or values from computed ones, as a share of their norm."""
-        import numpy as np
-
+    def _error(self, layout: NeutralLayout, seq_id: int, tokens: list[int]) -> float:
+        """Return how far the newest tokens of a sequence are from computed ones, see `NeutralLayout.difference`."""
         backend = self._backend
         end = backend.length(seq_id)
         start = end - len(tokens)
         block = backend.export_kv(seq_id, start, end)
         backend.rewind(seq_id, start)
         backend.prefill(seq_id, tokens)
-        found, wanted = (self._rows(each, len(tokens)) for each in (block, backend.export_kv(seq_id, start, end)))
+        computed = backend.export_kv(seq_id, start, end)
         backend.rewind(seq_id, start)
         backend.import_kv(seq_id, block)
-        difference = np.linalg.norm(found - wanted, axis=-1) / np.maximum(np.linalg.norm(wanted, axis=-1), 1e-9)
-        return float(difference.max())
-
-    def _rows(self, block: bytes, n: int) -> npt.NDArray[np.float32]:
-        """Return the numbers of a block, shape (2, layers, all numbers of a layer)."""
-        import numpy as np
-
-        layout = self._backend.neutral
-        assert layout is not None  # only blocks of this layout have another maker
-        payload = np.frombuffer(block, np.uint8)[-layout.size(n) :]
-        numbers = layout.numbers(payload, n).astype(np.float32)
-        return numbers.reshape(*numbers.shape[:2], -1)
+        return layout.difference(block, computed, len(tokens))

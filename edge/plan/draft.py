@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edge.errors import ModelTooLargeError
 from edge.plan.receipt import Choice
+from edge.plan.two import plan_both
 from edge.units import size_text
 
 if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile
-    from edge.plan.receipt import MemoryEstimate, Plan
+    from edge.plan.receipt import Plan
 
 __all__ = ["plan_with_draft", "without_draft"]
 
@@ -32,12 +32,7 @@ def plan_with_draft(
     Raises:
         ModelTooLargeError: one of them does not fit beside the other.
     """
-    plan = choose(device)
-    try:
-        draft = choose_draft(_without(device, plan.memory), plan)
-    except ModelTooLargeError:  # the model took what it could get; it may do with less
-        plan = choose(_without(device, choose_draft(device, plan).memory))
-        draft = choose_draft(_without(device, plan.memory), plan)
+    plan, draft = plan_both(device, choose, choose_draft)
     own, more = plan.memory, draft.memory
     line = Choice(
         _LINE,
@@ -60,10 +55,3 @@ def without_draft(plan: Plan, why: str) -> Plan:
         memory = replace(memory, device_bytes=memory.device_bytes - plan.draft.memory.device_bytes)
     others = tuple(choice for choice in plan.choices if choice.what != _LINE)
     return replace(plan, draft=None, memory=memory, choices=(*others, Choice(_LINE, "none", why)))
-
-
-def _without(device: DeviceProfile, memory: MemoryEstimate) -> DeviceProfile:
-    """Return the device with so much less main memory to give."""
-    host_bytes = memory.total_bytes - memory.device_bytes
-    left = max(0, device.memory.available_bytes - host_bytes)
-    return replace(device, memory=replace(device.memory, available_bytes=left))

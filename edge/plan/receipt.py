@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edge.adapters import Adapter
     from edge.formats.artifact import Artifact
 
-__all__ = ["Choice", "MemoryEstimate", "Plan", "PlanRequest", "Safety"]
+__all__ = ["Choice", "MemoryEstimate", "Plan", "PlanRequest", "PrefillPlan", "Safety"]
 
 
 _ROUNDING = 256
@@ -75,7 +75,8 @@ class MemoryEstimate:
         available_bytes: free memory less the safety margin.
         device_bytes: of total_bytes, the part in an accelerator's own memory; 0 where it shares main memory.
         device_available_bytes: of available_bytes, the accelerator's own part.
-        draft_bytes, adapter_bytes: of total_bytes, those of a draft model and of adapters, which the first three do not count.
+        draft_bytes, adapter_bytes, prefill_bytes: of total_bytes, those of a draft model, of adapters and of the engine that
+            prefills in the place of the first, which the first three do not count.
     """
 
     weights_bytes: int
@@ -87,6 +88,22 @@ class MemoryEstimate:
     device_available_bytes: int = 0
     draft_bytes: int = 0
     adapter_bytes: int = 0
+    prefill_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPlan:
+    """The engine that prefills long prompts for the one of a plan; see `edge.backends.paired`.
+
+    Attributes:
+        plan: how it runs.
+        least: fewest tokens of a chunk that are worth handing over.
+        per_token: how many more for each token before them, whose keys and values are handed over first.
+    """
+
+    plan: Plan
+    least: int
+    per_token: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +131,7 @@ class Plan:
         pass_costs: (tokens, cost) of passes over several tokens of a reply, as multiples of one over a single token, as far as
             `edge tune` measured them here.
         adapters: that it is loaded with.
+        prefill: the engine that prefills long prompts in its place; None if it does that itself.
     """
 
     backend: str
@@ -136,6 +154,7 @@ class Plan:
     draft: Plan | None = None
     pass_costs: tuple[tuple[int, float], ...] = ()
     adapters: tuple[Adapter, ...] = ()
+    prefill: PrefillPlan | None = None
 
     @property
     def notices(self) -> list[str]:
@@ -160,7 +179,7 @@ class Plan:
         result: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("artifact", "memory", "choices", "draft", "adapters")
+            if field.name not in ("artifact", "memory", "choices", "draft", "adapters", "prefill")
         }
         result["artifact"] = {
             "name": self.artifact.name,
@@ -172,6 +191,9 @@ class Plan:
         result["memory"] = asdict(self.memory)
         result["choices"] = [asdict(choice) for choice in self.choices]
         result["draft"] = self.draft.to_dict() if self.draft is not None else None
+        result["prefill"] = None
+        if (other := self.prefill) is not None:
+            result["prefill"] = {"plan": other.plan.to_dict(), "least": other.least, "per_token": other.per_token}
         result["adapters"] = [asdict(adapter) | {"path": str(adapter.path)} for adapter in self.adapters]
         return result
 

@@ -33,6 +33,7 @@ class EngineSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         exact_limit: the most of it that counts as rounding: LOSSLESS_NATS, or what the usual engine loses itself.
         pass_ms: (tokens, ms) of passes over so many tokens of one reply, logits after each: what a draft costs. Empty if not
             measured.
+        prefill_with: another engine prefilled; "" if this one did.
     """
 
     backend: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -46,6 +47,7 @@ class EngineSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     exact: Annotated[float, msgspec.Meta(ge=0)] | None = None
     exact_limit: Annotated[float, msgspec.Meta(ge=0)] = LOSSLESS_NATS
     pass_ms: tuple[tuple[Annotated[int, msgspec.Meta(ge=1, le=64)], _Speed], ...] = ()
+    prefill_with: Annotated[str, msgspec.Meta(max_length=200)] = ""
 
     @property
     def turn_s(self) -> float:

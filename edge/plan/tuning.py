@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _FILE = "tuning.json"
-_FORMAT = 3
+_FORMAT = 4
 _MAX_BYTES = 1 << 20
 _MAX_RECORDS = 500
 _HEADER_BYTES = 1 << 20  # larger files of a folder count with their size only
@@ -74,6 +74,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         reference: the engine that `divergence` is measured from: "llamacpp on cpu"; "" if it was not.
         divergence: as in EngineSpeed.
         engines: every engine that was measured, the chosen one included.
+        pair: two engines that answer faster together than the best one alone, and lose nothing; None if there are none.
     """
 
     backend: _Name
@@ -97,6 +98,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reference: Annotated[str, msgspec.Meta(max_length=400)] = ""
     divergence: Annotated[float, msgspec.Meta(ge=0)] | None = None
     engines: tuple[EngineSpeed, ...] = ()
+    pair: EngineSpeed | None = None
 
     @property
     def turn_s(self) -> float:
@@ -174,6 +176,10 @@ def look_up(device: DeviceProfile, artifact: Artifact, *, cache_dir: Path) -> Lo
     tuning = found.tuning
     if tuning is not None and found.builds.get(tuning.backend) != engine_build(device, tuning.backend):
         return Lookup(None, f"{tuning.backend} was reinstalled since edge tune on {tuning.measured_on}")
+    if tuning is not None and (pair := tuning.pair) is not None:
+        names = (pair.backend, pair.prefill_with)
+        if any(found.builds.get(name) != engine_build(device, name) for name in names):
+            return Lookup(msgspec.structs.replace(tuning, pair=None))
     return Lookup(tuning)
 
 

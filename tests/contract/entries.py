@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from edge.backends.base import Backend
+from edge.backends.base import Backend, open_backend
 from edge.backends.fake import FakeBackend
+from edge.backends.paired import PairedBackend, pair_with
 from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import MemoryEstimate, Plan
+from edge.plan.receipt import PrefillPlan
 from tests.contract.coreml import coreml_plan, open_coreml
 
 N_CTX, N_SEQ, CHUNK = 256, 4, 32
@@ -117,6 +119,25 @@ def open_openvino(request: pytest.FixtureRequest, kind: str) -> Bench:
     return Bench(backend, tolerance=tolerance, can_chat=not tiny)
 
 
+def open_paired(request: pytest.FixtureRequest, kind: str) -> Bench:
+    """Two engines, the first of which decodes: chunks of 16 tokens and more are prefilled by the second."""
+    pytest.importorskip("openvino")
+    engines = ("openvino", "llamacpp") if kind == "paired-reverse" else ("llamacpp", "openvino")
+    is_tiny = kind != "paired-smollm2"
+    path = request.getfixturevalue("tiny_model")("llama") if is_tiny else request.getfixturevalue("model_path")
+    backend = open_pair(make_plan(path), *engines)
+    return Bench(backend, tolerance=0.05 if is_tiny else 1.0, can_chat=not is_tiny)
+
+
+def open_pair(plan: Plan, decoder: str, prefiller: str, *, least: int = 16) -> PairedBackend:
+    """Open both engines of a pair by a plan."""
+    other = PrefillPlan(replace(plan, backend=prefiller, n_seq=1), least)
+    plan = replace(plan, backend=decoder, prefill=other)
+    backend = pair_with(open_backend(plan), plan, open_backend)
+    assert isinstance(backend, PairedBackend)
+    return backend
+
+
 def open_coreml_package(request: pytest.FixtureRequest, kind: str) -> Bench:
     package = request.getfixturevalue("coreml_package")(kind)
     backend = open_coreml(coreml_plan(make_plan, package), package.parent / "cache")
@@ -145,9 +166,12 @@ ENTRIES = [
     Entry("openvino-tiny", "openvino", open_openvino),
     Entry("openvino-stateful", "openvino", open_openvino),  # a version without paged attention
     Entry("openvino-gemma3", "openvino", open_openvino),  # windows, and keys and values in 8 bits
+    Entry("paired", "llamacpp", open_paired),
+    Entry("paired-reverse", "openvino", open_paired),
     Entry("coreml", "coreml", open_coreml_package),
     Entry("coreml-explicit", "coreml", open_coreml_package),
     *(Entry(kind, "onnx", open_onnx) for kind in ("onnx", "onnx-int4", "onnx-plain", *_openvino_kinds())),
     Entry("smollm2", "llamacpp", open_llamacpp, pytest.mark.model),
     Entry("openvino-smollm2", "openvino", open_openvino, pytest.mark.model),
+    Entry("paired-smollm2", "llamacpp", open_paired, pytest.mark.model),
 ]
