@@ -15,6 +15,7 @@ import msgspec
 from edge.bench.candidates import engines_for
 from edge.bench.knobs import setting_knobs
 from edge.bench.losses import Loss, Losses, Tuned, exact_plan
+from edge.bench.pairs import LEAST, paired_plan, promising_pairs
 from edge.bench.process import Worker, setting_of
 from edge.bench.run import MEMORY_SHARE
 from edge.bench.tune_options import Report, TuneOptions
@@ -23,8 +24,8 @@ from edge.bench.values import Sample, Setting, stat
 from edge.errors import BackendUnavailableError, EdgeError, UsageError
 from edge.plan.make import make_plan
 from edge.plan.placement import find_targets, readers, safety_here
-from edge.plan.receipt import Plan, PlanRequest, PrefillPlan
-from edge.plan.speed import EngineSpeed, turn_seconds
+from edge.plan.receipt import Plan, PlanRequest
+from edge.plan.speed import EngineSpeed
 from edge.plan.tuning import Tuning
 from edge.registry import ENGINES
 
@@ -324,28 +325,19 @@ class Tuner:
         return Knob("prefill", "chat", self._pairs, _engine_text, _ENGINE_GAIN, self._refuse)
 
     def _pairs(self, incumbent: Setting) -> list[Setting]:
-        """Return the pairs of measured engines, one of which prefills for the other, that would be faster by their speeds."""
-        found = []
-        limit_s = statistics.median(_turns(self._samples[incumbent])) / (1 + _ENGINE_GAIN)
-        for decoder, theirs in self._by_engine().items():
-            for prefiller, ours in self._by_engine().items():
-                prefill, decode = _median(ours, "prefill_tokens_per_s"), _median(theirs, "decode_tokens_per_s")
-                load_s = _median(ours, "load_s") + _median(theirs, "load_s")
-                if prefiller.backend != decoder.backend and turn_seconds(prefill, decode, load_s) < limit_s:
-                    found += self._paired(decoder, prefiller)
-        return found
-
-    def _paired(self, decoder: Setting, prefiller: Setting) -> list[Setting]:
-        """Return the setting of two engines, if both fit into memory."""
-        plan, other = self._plans[decoder], self._plans[prefiller]
-        n_bytes = plan.memory.total_bytes + other.memory.total_bytes
-        if n_bytes > self._device.memory.available_bytes * MEMORY_SHARE:
+        """Return the pairs of engines that would be faster by their speeds, lose nothing alone, and fit into memory."""
+        if incumbent not in self._samples:  # there was nothing to compare it with
             return []
-        memory = replace(plan.memory, total_bytes=n_bytes, prefill_bytes=other.memory.total_bytes)
-        plan = replace(plan, memory=memory, prefill=PrefillPlan(other, least=min(64, *self.lengths)))
-        setting = setting_of(plan)
-        self._plans[setting] = plan
-        return [setting]
+        limit_s = statistics.median(_turns(self._samples[incumbent])) / (1 + _ENGINE_GAIN)
+        found, least = [], min(LEAST, self.lengths[0])
+        able = {setting: taken for setting, taken in self._by_engine().items() if setting not in self._refused}
+        for decoder, prefiller in promising_pairs(able, limit_s):
+            plan = paired_plan(self._plans[decoder], self._plans[prefiller], least)
+            if plan.memory.total_bytes <= self._device.memory.available_bytes * MEMORY_SHARE:
+                setting = setting_of(plan)
+                self._plans[setting] = plan
+                found.append(setting)
+        return found
 
     def _refuse(self, setting: Setting) -> str:
         """Say why an engine that is faster is not taken; "" if it loses nothing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import pytest
 
 from edge.assistant import Assistant, Conversation, DiskCache
 from edge.backends.base import open_backend
+from edge.backends.paired import pair_with
 from edge.conversation import ConversationStore
 from edge.kv.open import model_fingerprint
 from edge.kv.store import BlockStore, StoreOptions
+from edge.plan.receipt import PrefillPlan
 from edge.types import Sampling
 from tests.contract.entries import onnx_plan
 from tests.prove import proof_size
@@ -113,7 +115,7 @@ def opener(
     """Makes assistants with the disk, or without."""
 
     def open(store: ConversationStore) -> Assistant:
-        backend = open_backend(plan)
+        backend = pair_with(open_backend(plan), plan, open_backend)
         disk = None
         if directory is not None:
             blocks = BlockStore(directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False))
@@ -161,6 +163,20 @@ def test_a_restart_changes_no_word_on_openvino(
     pytest.importorskip("openvino")
     types = {"kv_type_k": kv_type, "kv_type_v": kv_type}
     plan = plan_for(tiny_model(kind), backend="openvino", n_ctx=1024, n_seq=1, n_ubatch=64, **types)
+    running = World(opener(plan, tmp_path / "running"), restarts=False)
+    restarted = World(opener(plan, tmp_path / "restarted"), restarts=True)
+    compare(restarted, running, range(100, 100 + N_SEEDS))
+    assert restarted.n_restored > 150 * N_SEEDS
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(("decoder", "prefiller"), [("llamacpp", "openvino"), ("openvino", "llamacpp")])
+def test_a_restart_changes_no_word_where_another_engine_prefills(
+    tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path, decoder: str, prefiller: str
+) -> None:
+    pytest.importorskip("openvino")
+    plan = plan_for(tiny_model("llama q4_0"), backend=decoder, n_ctx=1024, n_seq=1, n_ubatch=64)
+    plan = replace(plan, prefill=PrefillPlan(replace(plan, backend=prefiller), least=12, per_token=0.01))
     running = World(opener(plan, tmp_path / "running"), restarts=False)
     restarted = World(opener(plan, tmp_path / "restarted"), restarts=True)
     compare(restarted, running, range(100, 100 + N_SEEDS))

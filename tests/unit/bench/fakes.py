@@ -120,7 +120,8 @@ class FakeWorker:
         path.write_text("exact" if self.is_exact else self.plan.artifact.format)
 
     def compare_logits(self, path: Path) -> Divergence:
-        name = f"{self.setting.backend} {self.plan.artifact.format}"
+        other = f"+{self.setting.prefill_with}" if self.setting.prefill_with else ""
+        name = f"{self.setting.backend}{other} {self.plan.artifact.format}"
         if path.read_text() == "exact":
             mean, apart = self.exact[name]
             return Divergence(mean=mean, agreement=0.95, each=(mean + apart, mean - apart) * 64)

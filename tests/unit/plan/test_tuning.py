@@ -182,6 +182,21 @@ def test_speeds_and_costs_of_all_engines_come_back(model: Artifact, cache: Path)
     assert found.engine("openvino", "cpu") is None
 
 
+def test_two_engines_count_as_long_as_neither_is_installed_again(
+    model: Artifact, cache: Path, build: Callable[[str], None]
+) -> None:
+    speed = EngineSpeed(
+        backend="llamacpp", accelerator="cpu", prefill_tokens_per_s=256.0, decode_tokens_per_s=64.0, load_s=6.0,
+        divergence=0.002, agreement=0.97, prefill_with="openvino",
+    )  # fmt: skip
+    remember(LAPTOP, model, make(backend="openvino", pair=speed), cache_dir=cache, engines=["llamacpp", "openvino"])
+    found = look_up(LAPTOP, model, cache_dir=cache).tuning
+    assert found is not None and found.pair == speed
+    build("compiled again")
+    found = look_up(LAPTOP, model, cache_dir=cache).tuning
+    assert found is not None and found.backend == "openvino" and found.pair is None
+
+
 def edit(cache: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = cache / "tuning.json"
     content = json.loads(path.read_text())
@@ -233,7 +248,7 @@ def test_a_damaged_record_leaves_the_others(model: Artifact, cache: Path) -> Non
         b"{}",
         b'{"format": 1, "records": []}',
         b'{"format": 2, "records": []}',
-        b'{"format": 3, "records": 3}',
+        b'{"format": 4, "records": 3}',
     ],
 )
 def test_a_file_that_is_none(model: Artifact, cache: Path, content: bytes) -> None:
