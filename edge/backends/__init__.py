@@ -3,7 +3,7 @@
 base.py            the contract
 cells_backend.py   what all engines share: checks, cells, chunks of a prompt, frames of KV blocks; cells.py counts the cells
 logits_backend.py  what engines share that compute logits and nothing else; sampling.py, llama.cpp's sampler chain in numpy
-neutral.py         a layout of KV blocks that engines share
+neutral.py         a layout of KV blocks that engines share; paired.py, an engine that prefills for another one
 logprobs.py        log-probabilities of tokens
 stopping.py        stops an engine half-way through a pass
 fake.py            a backend without a model, for tests

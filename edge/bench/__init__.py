@@ -7,7 +7,7 @@ process.py     the parent's side of that process
 candidates.py  models times engines times settings
 run.py         rounds over several candidates
 bandwidth.py   memory bandwidth, and the share of it that decode uses
-tuner.py       the search for better settings; knobs.py, what is tried
+tuner.py       the search for better settings; knobs.py, what is tried; pairs.py, two engines at once
 tune.py        that search in each format of a model; format_tuner.py, in one of them; tune_options.py, its limits
 divergence.py  how far two engines' next-token distributions are apart; losses.py, whether an engine may be that far
 trace.py       times the stages of turns, and writes them as a file for Perfetto

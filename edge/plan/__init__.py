@@ -13,6 +13,8 @@ speed.py         how fast an engine answers, and how far it may be from another
 tuning.py        results of `edge tune`, stored per device, build and model shape
 apply_tuning.py  applies them to the plan
 draft.py         a model together with a smaller one that drafts for it
+prefill.py       a model on two engines, one of which prefills
+two.py           two plans that fit beside each other
 adapters.py      a model together with LoRA adapters
 advice.py        advice on making this device faster
 """

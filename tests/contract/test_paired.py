@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edge
 from edge.adapters import Adapter
 from edge.assistant import Assistant, DiskCache
 from edge.backends.base import Backend, open_backend
@@ -307,6 +308,18 @@ def test_a_reply_is_cancelled_while_another_engine_prefills(tmp_path: Path, plan
         reply.wait()
         assert reply.finish_reason == "cancelled"
         assert ai.generate(letters(200, 2), sampling=GREEDY).wait() == House(tmp_path / "other", plan).ask(letters(200, 2)).text
+
+
+def test_a_model_is_loaded_on_two_engines(own_home: Path, tiny_model: Callable[[str], Path]) -> None:
+    path, text = tiny_model("llama"), letters(300, 3)
+    with edge.load(str(path), backend="llamacpp", prefill_with="openvino", context=1024) as ai:
+        assert ai.plan is not None and ai.plan.prefill is not None
+        assert (ai.plan.backend, ai.plan.prefill.plan.backend) == ("llamacpp", "openvino")
+        found = ai.generate(text, sampling=GREEDY)
+        found.wait()
+    with edge.load(str(path), backend="llamacpp", prefill_with="off", context=1024) as ai:
+        assert ai.plan is not None and ai.plan.prefill is None
+        assert ai.generate(text, sampling=GREEDY).wait() == found.text
 
 
 @pytest.mark.model
