@@ -12,6 +12,7 @@ import pytest
 import edge
 import edge.backends
 from edge.backends.fake import FakeBackend
+from edge.backends.llamacpp import canary
 from edge.config import load_settings
 from edge.errors import BackendError, CancelledError, UnsupportedError
 from edge.formats.artifact import open_artifact
@@ -35,8 +36,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> Iterator[list[Fak
     monkeypatch.setattr("edge.backends.open_backend", open_backend)
     monkeypatch.setattr("edge.backends.llamacpp.trial.try_file", lambda *_: None)
     monkeypatch.setattr("edge.device.detection.probe", lambda: OPENVINO)
-    monkeypatch.setattr("edge.backends.llamacpp.canary.library_identity", lambda: "a build")
-    monkeypatch.setattr("edge.backends.llamacpp.canary.load_safety", lambda cache_dir: None)
+    monkeypatch.setattr(canary, "library_identity", lambda: "a build")
+    monkeypatch.setattr(canary, "load_safety", lambda cache_dir: None)
     yield found
     for backend in found:
         backend.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge.backends.llamacpp import canary
 from edge.bench.tune import Report, TuneOptions, tune
 from edge.bench.values import Setting
 from edge.device import DeviceProfile
@@ -24,7 +25,7 @@ PAIR = {"llamacpp": (0.2, 0.1), "openvino": (0.05, 0.2), "llamacpp+openvino": (0
 @pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.bench.format_tuner.safety_here", lambda *_: None)
-    monkeypatch.setattr("edge.backends.llamacpp.canary.library_identity", lambda: "a build")
+    monkeypatch.setattr(canary, "library_identity", lambda: "a build")
 
 
 @pytest.fixture

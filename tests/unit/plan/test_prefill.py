@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge.backends.llamacpp import canary
 from edge.config import load_settings
 from edge.device import DeviceProfile
 from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
@@ -25,8 +26,8 @@ from tests.unit.plan.test_tuning import make
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.device.detection.probe", lambda: OPENVINO)
-    monkeypatch.setattr("edge.backends.llamacpp.canary.library_identity", lambda: "a build")
-    monkeypatch.setattr("edge.backends.llamacpp.canary.load_safety", lambda cache_dir: None)
+    monkeypatch.setattr(canary, "library_identity", lambda: "a build")
+    monkeypatch.setattr(canary, "load_safety", lambda cache_dir: None)
 
 
 @pytest.fixture
