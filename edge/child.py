@@ -98,7 +98,7 @@ class Ended:
 class Child:
     """A running child process with pipes for stdin and stdout. Use it in a `with` block, which kills what still runs.
 
-    Any thread may call `stop` and `memory_bytes`; everything else belongs to one thread.
+    Any thread may call `stop`, `memory_bytes` and `cpu_s`; everything else belongs to one thread.
 
     Args:
         command: its command line, such as `python_command` returns.
@@ -157,6 +157,17 @@ class Child:
             return int(psutil.Process(self._process.pid).memory_info().rss)
         except psutil.Error:
             return 0
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that it has taken, in seconds; 0 if it has ended."""
+        import psutil
+
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
 
     def wait(self) -> Ended:
         """Wait for its end."""

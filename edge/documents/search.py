@@ -12,18 +12,19 @@ from itertools import pairwise
 
 from edge.documents.db import indexed
 
-__all__ = ["fuse", "match_expression", "search_words"]
+__all__ = ["MOST_SCORED", "fuse", "query_words", "search_words"]
 
+MOST_SCORED = 20_000
 _MOST_WORDS = 64
 _HEADING_WEIGHT, _TEXT_WEIGHT = 2.0, 1.0
 _RANK_OFFSET = 60
 _WORD = re.compile(r"\w+")
 
 
-def match_expression(question: str) -> str:
-    """Return an FTS5 expression that finds any word of a question; "" if it has none.
+def query_words(question: str) -> list[str]:
+    """Return what is searched for of a question, each as an FTS5 string; [] if it has no words.
 
-    Words are quoted, so nothing of the question is syntax. Of a script without spaces, pairs of characters are searched for.
+    They are quoted, so nothing of the question is syntax. Of a script without spaces, pairs of characters are searched for.
     """
     phrases: dict[str, None] = {}
     for word in _WORD.findall(question.replace("\0", " ")):
@@ -33,21 +34,42 @@ def match_expression(question: str) -> str:
         else:
             phrases |= dict.fromkeys(f"{one} {two}" for one, two in pairwise(characters))
     # Only letters, digits and underscores are left, but "_" alone is no word for the tokenizer either.
-    words = [phrase for phrase in phrases if any(character.isalnum() for character in phrase)][:_MOST_WORDS]
-    return " OR ".join(f'"{word}"' for word in words)
+    return [f'"{phrase}"' for phrase in phrases if any(character.isalnum() for character in phrase)][:_MOST_WORDS]
 
 
-def search_words(db: sqlite3.Connection, question: str, limit: int) -> list[tuple[int, float]]:
+def search_words(
+    db: sqlite3.Connection, question: str, limit: int, *, most_scored: int = MOST_SCORED
+) -> list[tuple[int, float]]:
     """Return the numbers of the passages with the words of a question, best first, each with its score (BM25).
 
     Args:
         db: in a transaction.
         question: the user's; never parsed as a query.
         limit: most passages.
+        most_scored: about as many passages are scored at most. Words that are in more say little, and cost most of the time.
     """
-    expression = match_expression(question)
-    if not expression or limit <= 0:
+    words = query_words(question)
+    if not words or limit <= 0:
         return []
+    rare = _rare(db, words, most_scored)
+    if rare:
+        return _scored(db, " OR ".join(rare), limit)
+    return _scored(db, " AND ".join(words), limit) or _scored(db, " OR ".join(words), limit)
+
+
+def _rare(db: sqlite3.Connection, words: Sequence[str], most: int) -> list[str]:
+    """Return the rarest words that are in as many passages together."""
+    sql = "SELECT count(*) FROM (SELECT 1 FROM chunk_fts WHERE chunk_fts MATCH ? LIMIT ?)"
+    counted = sorted((db.execute(sql, (word, most + 1)).fetchone()[0], word) for word in words)
+    chosen, n_passages = [], 0
+    for number, word in counted:
+        n_passages += number
+        if n_passages <= most:
+            chosen.append(word)
+    return chosen
+
+
+def _scored(db: sqlite3.Connection, expression: str, limit: int) -> list[tuple[int, float]]:
     sql = """SELECT rowid, -bm25(chunk_fts, ?, ?) AS score FROM chunk_fts WHERE chunk_fts MATCH ?
         ORDER BY score DESC, rowid LIMIT ?"""
     return db.execute(sql, (_HEADING_WEIGHT, _TEXT_WEIGHT, expression, limit)).fetchall()

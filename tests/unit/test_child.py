@@ -185,3 +185,12 @@ def test_errors_of_a_child_come_back_by_name() -> None:
     assert isinstance(rebuild_error("ModelFileError", "m", "h"), ModelFileError)
     for unknown in ("ValueError", "__all__", "EdgeErro"):
         assert type(rebuild_error(unknown, "m", "h")) is BackendError
+
+
+def test_a_running_child_says_what_it_takes() -> None:
+    with Child(python_command(f"{__name__}:echo")) as child:
+        assert child.ask(b"x") == b"x\n"
+        assert child.memory_bytes > 1 << 20
+        assert child.cpu_s > 0
+        child.close()
+        assert (child.memory_bytes, child.cpu_s) == (0, 0)

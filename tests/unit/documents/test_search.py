@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from edge.database import Database
 from edge.documents import db
 from edge.documents.chunks import Chunk
-from edge.documents.search import fuse, match_expression, search_words
+from edge.documents.search import fuse, query_words, search_words
 
 TEXTS = ["The kettle boils water.", "C++ and a-b are fine; foo_bar too.", "日本語の文書を検索する", "Ein Gerät für Tee"]
 
@@ -19,8 +20,6 @@ TEXTS = ["The kettle boils water.", "C++ and a-b are fine; foo_bar too.", "日�
 @pytest.fixture(scope="module")
 def connection() -> sqlite3.Connection:
     """A collection of four documents of one passage each."""
-    from pathlib import Path
-
     database = Database(None, db.SCHEMA)
     with database.write() as connection:
         for number, text in enumerate(TEXTS):
@@ -74,8 +73,26 @@ def test_nothing_is_found_by_nothing(connection: sqlite3.Connection, question: s
 
 
 def test_a_question_of_many_words_stays_a_query(connection: sqlite3.Connection) -> None:
-    assert match_expression(" ".join(f"w{number}" for number in range(1000))).count("OR") == 63
+    assert len(query_words(" ".join(f"w{number}" for number in range(1000)))) == 64
     assert found(connection, "kettle " + "x " * 100_000) == [0]
+
+
+def test_words_that_are_everywhere_are_left_out_if_others_say_more() -> None:
+    database = Database(None, db.SCHEMA)
+    with database.write() as connection:
+        chunks = [
+            Chunk(f"the common kettle {'of number' if number % 2 else 'in'} n{number}", "", 1, 1, 0) for number in range(40)
+        ]
+        db.put_document(connection, Path("/a"), "", "text", 1, 1, b"", chunks)
+
+        def hits(question: str) -> list[int]:
+            return [number - 1 for number, _ in search_words(connection, question, 50, most_scored=10)]
+
+        assert hits("the kettle in n7") == [7]
+        assert len(hits("the common kettle")) == 40  # no other words: all of them
+        assert sorted(hits("the number")) == list(range(1, 40, 2))
+        assert len(hits("in number")) == 40  # nothing has both
+    database.close()
 
 
 def test_what_both_searches_have_comes_first() -> None:
