@@ -13,6 +13,7 @@ audio.py     microphone and loudspeaker through PortAudio; devices.py, which the
 resample.py  any rate and number of channels to one channel at 16 kHz
 vad.py       tells speech from other sounds; endpoint.py, a finished utterance from a pause; mel.py, spectrograms for models
 asr/         recognisers; transcripts.py, a whole sound as text
+sentences.py splits a reply into pieces to speak; spoken.py, says one in words; plain_words.py, number_words.py, in English
 tts/         voices
 levels.py    loudness of the microphone
 echo.py      takes the loudspeaker out of the microphone, or stays deaf meanwhile
