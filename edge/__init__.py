@@ -26,6 +26,7 @@ registry.py   the engines, a row each; adapters.py, LoRA adapters and the scales
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
 database.py   SQLite files: safe opening, migrations, transactions
 child.py      child processes; forks.py, what a forked one never waits for
+grounding/    passages of documents that an answer rests on; citations.py, how they are shown to a model and named in its answer
 units.py      sizes and durations as text; lazy.py, package faces
 """
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.backends.base import ModelInfo
     from edge.batch import Batch
+    from edge.citations import Citation
     from edge.config.load import load_settings
     from edge.config.schema import Settings
     from edge.constraint import Constraint
@@ -68,6 +70,7 @@ __all__ = [
     "Batch",
     "ChoiceScore",
     "Chosen",
+    "Citation",
     "Constraint",
     "Conversation",
     "ConversationInfo",
@@ -107,6 +110,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "edge.assistant": ("Assistant",),
         "edge.batch": ("Batch",),
+        "edge.citations": ("Citation",),
         "edge.backends.base": ("ModelInfo",),
         "edge.config.load": ("load_settings",),
         "edge.config.schema": ("Settings",),

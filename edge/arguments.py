@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast, get_args
 from edge.constraint import Constraint
 from edge.conversation.tree import Attachment, Node
 from edge.errors import UsageError
+from edge.grounding.choose import Source
 from edge.messages import read_message
 from edge.names import CACHE_HINTS, PRIORITIES, is_client_namespace
 from edge.prompt.options import PromptOptions, ToolFormat
@@ -21,6 +22,7 @@ from edge.types import Message, Sampling, SamplingOptions, Tool, kind_of
 
 if TYPE_CHECKING:
     from edge.tiers.base import Consent
+    from edge.grounding.choose import Docs
     from edge.tool_runner import Approve
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "check_choices",
     "check_consent",
     "check_count",
+    "check_docs",
     "check_history",
     "check_message",
     "check_messages",
@@ -161,6 +164,7 @@ def asked(sampling: Sampling | None, options: RequestOptions) -> Request:
         lora=options.get("lora"),
         consent=check_consent(options.get("consent")),
         escalate=check_choice("escalate", options.get("escalate"), (True, False)),
+        docs=check_docs(options.get("docs")),
     )
 
 
@@ -174,6 +178,16 @@ def check_shape(schema: object, constraint: object) -> Shape | None:
     if schema is not None:
         raise UsageError("schema and constraint exclude each other.", "Give one of them.")
     return shape_of_constraint(constraint)
+
+
+def check_docs(docs: object) -> Docs | None:
+    """Return collections: one, or a list; they are not opened."""
+    if docs is None or isinstance(docs, str | Source):
+        return docs
+    if isinstance(docs, Sequence) and not isinstance(docs, bytes) and all(isinstance(one, str | Source) for one in docs):
+        return cast("Docs", docs)
+    hint = 'For example: docs="manual", or docs=["manual", "faq"]'
+    raise UsageError(f"docs names collections of documents, not {kind_of(docs)}.", hint)
 
 
 def check_tools(tools: object) -> tuple[Tool, ...]:

@@ -105,7 +105,8 @@ class Asking(Judging):
             As `generate`.
         """
         check_number("n", n)
-        messages, request = self._with_system(prompt), asked(sampling, options)
+        messages = self._with_system(prompt)
+        request = self._grounded(messages, asked(sampling, options))
         seed = request.sampling.over(self._turns.sampling).seed
         requests = [
             replace(request, sampling=request.sampling if seed is None else Sampling(seed=seed + i).over(request.sampling))

@@ -21,6 +21,7 @@ from edge.arguments import (
     TOOL_FORMATS,
     check_approve,
     check_choice,
+    check_docs,
     check_history,
     check_namespace,
     check_sampling,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from edge.backends.llamacpp.slot_import import SlotReport
     from edge.bench.trace import Trace
     from edge.engine.governor import Governor, Limits
+    from edge.grounding.choose import Docs
     from edge.kv.store import BlockStore
     from edge.kv.verify import CacheCheck
     from edge.names import CacheHint
@@ -183,6 +185,7 @@ class Assistant(Responding):
         tool_format: ToolFormat = "template",
         think: bool | None = None,
         lora: Lora | None = None,
+        docs: Docs | None = None,
     ) -> Conversation:
         """Start a conversation, which is stored with its first message, or continue a stored one.
 
@@ -195,8 +198,8 @@ class Assistant(Responding):
             cache: where the KV cache of its turns stays, see `RequestOptions`.
             cache_namespace: who shares its KV cache, in memory and on disk: only what was prefilled in that namespace is reused
                 and counted as such. None is the assistant's, or leaves a stored conversation's as it is.
-            tools, approve, tool_format, think, lora: as in `RequestOptions`, for messages that say nothing else. They are not
-                stored.
+            tools, approve, tool_format, think, lora, docs: as in `RequestOptions`, for messages that say nothing else. They are
+                not stored.
 
         Raises:
             UsageError: there is no such conversation, or an argument has the wrong type.
@@ -212,6 +215,7 @@ class Assistant(Responding):
         check_choice("tool_format", tool_format, TOOL_FORMATS)
         options = PromptOptions(check_tools(tools), tool_format, think=check_choice("think", think, (True, False)))
         check_approve(approve)
+        self._turns.sources.find(check_docs(docs))
         if lora is not None:
             read_mix(lora, self.adapters)
         messages = check_history("history is", history)
@@ -224,8 +228,9 @@ class Assistant(Responding):
             now, space = time.time(), self._turns.namespace_of(cache_namespace)
             new = ConversationInfo(self.store.new_id(), "", system or "", self.model_name, None, "", now, now, 0, space)
             started = Conversation(
-                self, self._turns, new.id, sampling, cache=cache, unsaved=new, options=options, approve=approve, lora=lora
-            )
+                self, self._turns, new.id, sampling, cache=cache, unsaved=new, options=options, approve=approve, lora=lora,
+                docs=docs,
+            )  # fmt: skip
             if messages:
                 started._save(messages)
             return started
@@ -234,7 +239,9 @@ class Assistant(Responding):
             self.store.set_system(info.id, system)
         if cache_namespace is not None and cache_namespace != info.cache_namespace:
             self.store.set_cache_namespace(info.id, cache_namespace)
-        return Conversation(self, self._turns, info.id, sampling, cache=cache, options=options, approve=approve, lora=lora)
+        return Conversation(
+            self, self._turns, info.id, sampling, cache=cache, options=options, approve=approve, lora=lora, docs=docs
+        )
 
     def prewarm(
         self,

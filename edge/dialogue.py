@@ -9,9 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edge.arguments import asked, check_attachments, check_choice, check_message, check_node_id, check_sampling, check_text
+from edge.citations import PREAMBLE
 from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.tree import Node
 from edge.errors import UsageError
+from edge.grounding.choose import Grounding
+from edge.grounding.path import known_passages
 from edge.names import CACHE_HINTS
 from edge.prompt.options import NO_OPTIONS, PromptOptions
 from edge.prompt.sentences import ends_sentence
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.conversation.store import ConversationStore
     from edge.conversation.tree import Attachment, ConversationInfo
+    from edge.grounding.choose import Docs
     from edge.names import CacheHint
     from edge.reply import Reply
     from edge.tiers.base import Outgoing
@@ -51,6 +55,8 @@ class Conversation:
         options: tools and thinking, for messages that say nothing else.
         approve: who approves tool calls, see `RequestOptions`.
         lora: adapters of its replies, see `RequestOptions`; None is the assistant's. May be changed between two messages.
+        docs: collections of documents that it answers from, for messages that name none, see `RequestOptions`. May be changed
+            between two messages; a question that was answered keeps its passages.
     """
 
     def __init__(
@@ -65,8 +71,10 @@ class Conversation:
         options: PromptOptions = NO_OPTIONS,
         approve: Approve | None = None,
         lora: Lora | None = None,
+        docs: Docs | None = None,
     ) -> None:
         self.id = id
+        self.docs = docs
         self.lora = lora
         self.options = options
         self.approve = approve
@@ -491,6 +499,7 @@ class Conversation:
             options=self.options,
             approve=self.approve,
             lora=self.lora,
+            docs=self.docs,
         )
 
     def branches(self, node_id: int) -> list[Node]:
@@ -541,6 +550,8 @@ class Conversation:
         sampling = request.sampling.over(check_sampling(self.sampling) or Sampling())
         lora = self.lora if request.lora is None else request.lora
         turns.mix_of(lora)  # before anything is saved
+        docs = self.docs if request.docs is None else request.docs
+        turns.sources.find(docs)  # likewise
         turns.claim(self.id)
         saver: ReplySaver | None = None
         turns.stop_warming(self.id)
@@ -566,6 +577,7 @@ class Conversation:
                 options=self._options(request),
                 approve=request.approve or self.approve,
                 lora=lora,
+                grounding=self._ground(nodes, docs),
             )
             turn = turns.make(request, saver, summary)
             return turns.start_claimed(self.id, turn, self._assistant)
@@ -574,6 +586,16 @@ class Conversation:
                 saver.save_end("", "failed", {})  # an answer that was reopened is as it was again
             turns.release(self.id)
             raise
+
+    def _ground(self, nodes: Sequence[Node], docs: Docs | None) -> Grounding | None:
+        """Return the passages of the last question, or the search for them; None if it rests on no documents."""
+        known = known_passages(nodes)
+        if known.chosen is not None:
+            return Grounding.known(known.chosen)
+        if nodes[-1].role != "user":
+            return None  # a result of a tool
+        is_first = len(nodes) == 1
+        return self._turns.ground(docs, known.question, earlier=known.earlier, before=known.before, is_first=is_first)
 
     def _options(self, request: Request) -> PromptOptions:
         """Return what a call says about tools and thinking; what it leaves out is the conversation's."""
@@ -601,6 +623,8 @@ class Conversation:
         turns.check_cache(hint)
         nodes = self.messages
         summary = newest_summary([node.record for node in nodes])
+        if turns.sources.find(self.docs if asked_for.docs is None else asked_for.docs):
+            text, attachments, may_end = PREAMBLE, (), False  # which passages follow is known once it is asked
         request = replace(
             asked_for,
             options=self._options(asked_for),

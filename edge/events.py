@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from edge.citations import Citation
 from edge.types import TokenLogprob
 from edge.types import ToolCall as Call
 
-__all__ = ["Notice", "Progress", "Reasoning", "ReplyEvent", "Text", "ToolCall", "ToolResult"]
+__all__ = ["Notice", "Passages", "Progress", "Reasoning", "ReplyEvent", "Text", "ToolCall", "ToolResult"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,20 @@ class ToolResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Passages:
+    """Passages of documents were chosen for the prompt, which is processed next.
+
+    Attributes:
+        citations: the passages, by number; none if nothing was found.
+        searched: names of the collections.
+    """
+
+    citations: tuple[Citation, ...]
+    searched: tuple[str, ...] = ()
+    kind: Literal["passages"] = field(default="passages", init=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """What the user should know about the reply.
 
@@ -101,5 +116,5 @@ class Progress:
     kind: Literal["progress"] = field(default="progress", init=False, repr=False)
 
 
-ReplyEvent: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Notice | Progress
+ReplyEvent: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Passages | Notice | Progress
 """Any event of a reply."""

@@ -246,8 +246,21 @@ class Judging:
     def _answer(self, prompt: str | Sequence[Message], request: Request, cache_namespace: str | None) -> Reply:
         turns = self._turns
         turns.check_cache(request.cache)
-        request = replace(request, prompt=prompt, namespace=turns.namespace_of(cache_namespace))
+        request = replace(self._grounded(prompt, request), prompt=prompt, namespace=turns.namespace_of(cache_namespace))
         return turns.start(turns.make(request), self)
+
+    def _grounded(self, prompt: str | Sequence[Message], request: Request) -> Request:
+        """Return a request with the search for passages of its last message, if it names collections."""
+        if request.docs is None or request.grounding is not None:
+            return request
+        if isinstance(prompt, str):
+            raise UsageError("A text that is only continued rests on no documents.", "Use generate, or leave docs out.")
+        questions = [message.content for message in prompt if message.role == "user"]
+        if prompt[-1].role != "user":
+            return request
+        before = questions[-2] if len(questions) > 1 else ""
+        grounding = self._turns.ground(request.docs, questions[-1], before=before, is_first=len(questions) == 1)
+        return replace(request, grounding=grounding)
 
     def _with_system(self, prompt: str | Prompt) -> list[Message]:
         """Return the messages of a prompt, with the assistant's system prompt if they have none."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from edge.errors import UsageError, kind_of
 
-__all__ = ["Message", "Role", "Tool", "ToolCall", "read_message", "short_id", "to_plain_json"]
+__all__ = ["Message", "Role", "Tool", "ToolCall", "fence_for", "read_message", "short_id", "to_plain_json"]
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -219,6 +219,11 @@ def _read_call(value: Mapping[str, Any]) -> ToolCall:
     if not isinstance(function, Mapping) or "name" not in function:
         raise UsageError(f"This is no tool call: {kind_of(value)}.", 'For example: {"name": "weather", "arguments": {}}')
     return ToolCall(function["name"], function.get("arguments") or {}, value.get("id") or "")
+
+
+def fence_for(text: str) -> str:
+    """Return a Markdown code fence that the text cannot close."""
+    return "`" * (max(map(len, re.findall("`{3,}", text)), default=2) + 1)
 
 
 def short_id(id: str) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
+from edge.citations import cited
 from edge.errors import UsageError
 from edge.events import Text
 from edge.reply_state import ReplyState
@@ -14,6 +15,7 @@ from edge.structured.partial import Partials
 from edge.types import kind_of
 
 if TYPE_CHECKING:
+    from edge.citations import Citation
     from edge.constraint import Constraint
     from edge.conversation.tree import Node
     from edge.device.cost import Cost
@@ -50,6 +52,8 @@ class Reply:
         tool_calls: calls that the model made, in all rounds; those of tools without a function are for the caller to run.
         answered_by: name of the model that gave the answer, and where, if that is not this device.
         escalated: why the question was sent on to the next tier; "" if it was not.
+        citations: passages of documents that the prompt has, by number; the text refers to them as [1]. Empty without `docs`,
+            and where nothing was found, which a notice says. `cited` are those that the text refers to.
         stopped_by: the text of `Sampling.stop` that ended it; None if none did.
         constraint: what its text has to be; None is free text.
         is_partial: it was to keep a schema or grammar, and ended before it was complete.
@@ -107,6 +111,15 @@ class Reply:
     @property
     def tool_calls(self) -> list[ToolCall]:
         return self._state.tool_calls
+
+    @property
+    def citations(self) -> list[Citation]:
+        return self._state.citations
+
+    @property
+    def cited(self) -> tuple[Citation, ...]:
+        """The citations that the text refers to so far."""
+        return cited(self.text, self._state.citations)
 
     @property
     def end_logprob(self) -> TokenLogprob | None:

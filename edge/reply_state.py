@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from edge.device.cost import Cost
 from edge.errors import BackendError
-from edge.events import Notice, Progress, Reasoning, ReplyEvent, Text, ToolCall
+from edge.events import Notice, Passages, Progress, Reasoning, ReplyEvent, Text, ToolCall
 from edge.types import FinishReason, Timing, TokenLogprob, Usage
 from edge.types import ToolCall as Call
 
 if TYPE_CHECKING:
+    from edge.citations import Citation
     from edge.conversation.tree import Node
     from edge.errors import EdgeError
     from edge.structured.shapes import Shape
@@ -50,6 +51,7 @@ class ReplyState:
     tokens: tuple[int, ...] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)
     tool_calls: list[Call] = field(default_factory=list)
+    citations: list[Citation] = field(default_factory=list)
     end_logprob: TokenLogprob | None = None
     stopped_by: str | None = None
     answered_by: str = ""
@@ -133,6 +135,8 @@ class ReplyState:
                     self.logprobs.extend(logprobs)
                 case ToolCall(call):
                     self.tool_calls.append(call)
+                case Passages(citations):
+                    self.citations = list(citations)
                 case Notice(text):
                     self.notices.append(text)
                 case Progress(done, total):

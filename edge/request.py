@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edge.adapters import Lora, Mix
     from edge.constraint import Constraint
     from edge.engine.generation import SharedPrompt
+    from edge.grounding.choose import Docs, Grounding
     from edge.messages import Tool
     from edge.names import CacheHint, Priority
     from edge.prompt.options import ToolFormat
@@ -58,6 +59,9 @@ class RequestOptions(SamplingOptions, total=False):
         consent: who allows that text leaves this device for it; None is the assistant's. See `edge.load`.
         escalate: True sends this one on to the next tier (`edge.load(..., escalate_to=)`), False never does; None leaves it to
             the router.
+        docs: collections of documents to answer from: a name, an `edge.documents.Collection`, whatever else can be searched as
+            one (`edge.grounding.Source`), or a list of these. Passages about the message become part of it, and of
+            `Reply.citations`. An empty list searches nothing; None is what the conversation says.
     """
 
     timeout_s: float | None
@@ -76,6 +80,7 @@ class RequestOptions(SamplingOptions, total=False):
     lora: Lora | None
     escalate: bool | None
     consent: Consent | None
+    docs: Docs | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +109,8 @@ class Request:
         max_thinking: longest thought in tokens; None sets no limit.
         lora: adapters, as the call says; `Turns.make` looks them up.
         mix: those adapters, once they were looked up.
+        docs: collections, as the call says; None says nothing. `Turns` opens them.
+        grounding: searches them for passages of the last message; None adds none.
         is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
             generate nothing.
         may_end: prefill also what follows the last message if nothing is added to it, where the engine can take that back.
@@ -131,6 +138,8 @@ class Request:
     max_thinking: int | None = None
     lora: Lora | None = None
     mix: Mix = ()
+    docs: Docs | None = None
+    grounding: Grounding | None = None
     is_prefill_only: bool = False
     may_end: bool = False
     owner: str | None = None

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from edge.adapters import default_mix, read_mix
 from edge.arguments import check_namespace
 from edge.errors import BackendError, BusyError, UsageError
+from edge.grounding.choose import Grounding
+from edge.grounding.sources import Sources
 from edge.kv.answers import AnswerCache
 from edge.kv.blocks import with_adapters
 from edge.structured.compiler import Compiled, Compiler
@@ -23,10 +25,12 @@ from edge.types import PromptSize
 
 if TYPE_CHECKING:
     from edge.adapters import Adapter, Lora, Mix
+    from edge.citations import Citation
     from edge.constraint import Constraint
     from edge.conversation.reply_saver import ReplySaver
     from edge.conversation.store import ConversationStore
     from edge.engine.scheduler import Scheduler
+    from edge.grounding.choose import Docs
     from edge.kv.store import BlockStore
     from edge.names import CacheHint
     from edge.plan.receipt import Plan
@@ -81,9 +85,10 @@ class Turns:
         adapters: that the model was loaded with.
         model: its name.
         escalation: its next tier.
+        sources: collections of documents by name; None opens the user's.
 
     Attributes:
-        prompting, sampling, window, adapters, escalation: see above; all but the first and `adapters` may be set.
+        prompting, sampling, window, adapters, escalation, sources: see above; `sampling`, `window` and `escalation` may be set.
         mix: the adapters of requests that name none.
     """
 
@@ -103,8 +108,10 @@ class Turns:
         adapters: Sequence[Adapter] = (),
         model: str = "",
         escalation: Escalation | None = None,
+        sources: Sources | None = None,
     ) -> None:
         self.escalation, self._model = escalation, model
+        self.sources = sources or Sources()
         self.adapters, self.mix = tuple(adapters), default_mix(adapters)
         self._named: set[Mix] = {()}
         self._max_waiting = max_waiting
@@ -246,6 +253,25 @@ class Turns:
                 self._disk.blocks.name_model(fingerprint, self._plan.artifact.name)
         return mix
 
+    def ground(
+        self, docs: Docs | None, question: str, *, earlier: Sequence[Citation] = (), before: str = "", is_first: bool = True
+    ) -> Grounding | None:
+        """Return the search for the passages of a question; None if nothing is to be searched.
+
+        Args:
+            docs: collections.
+            question, earlier, before: as of `Grounding`.
+            is_first: the prompt begins with the passages, so that others can begin with them, too.
+
+        Raises:
+            UsageError, StorageError: a collection cannot be opened.
+        """
+        found = self.sources.find(docs)
+        if not found:
+            return None
+        orders = self.sources.orders(found) if is_first else {}
+        return Grounding(found, question, earlier, before=before, orders=orders)
+
     def compile(self, constraint: Constraint) -> Compiled:
         """Compile a constraint, which turns then find; see `Compiler.compile`."""
         self.check_open()
@@ -330,6 +356,7 @@ class Turns:
         self._running.stop(wait=wait)
         if self.escalation is not None:
             self.escalation.tier.close()
+        self.sources.close()
 
 
 def _whole_prompt(request: Request) -> str | Sequence[Message]:

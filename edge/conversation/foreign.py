@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from edge.conversation.files import ConversationFile, NodeFile
-from edge.conversation.tree import clean, default_title, fence_for
+from edge.conversation.tree import clean, default_title
+from edge.messages import fence_for
 from edge.types import Role
 
 __all__ = [

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import msgspec
 
-from edge.conversation import tree
 from edge.conversation.files import (
     FORMAT,
     VERSION,
@@ -30,6 +29,7 @@ from edge.conversation.files import (
     refusing,
 )
 from edge.conversation.tree import Status, to_line
+from edge.messages import fence_for
 from edge.types import Role
 
 __all__ = ["from_markdown", "to_markdown"]
@@ -193,7 +193,7 @@ def _part(marker: str, kind: str, heading: str, text: str, **about: object) -> l
         about["is_escaped"] = True
     lines = [heading, "", text, ""]
     if is_escaped or kind in _FOLDED or not _is_tame(text):
-        fence = tree.fence_for(text)
+        fence = fence_for(text)
         about["fence"] = fence
         lines[2:3] = [fence, text, fence]
     return [

@@ -104,6 +104,14 @@ class ReplySaver:
             return None
         return ReplySaver(self._store, self.conversation_id, last, self._model)
 
+    def save_passages(self, passages: dict[str, Any]) -> None:
+        """Save the passages of documents that the question has in the prompt."""
+        try:
+            question = self._store.node(self._question_id)
+            self._store.update(question.id, record={**question.record, **passages})
+        except (StorageError, UsageError) as error:
+            self.problem = str(error)
+
     def take_back_question(self) -> None:
         """Go back to the path before the question, which is refused and would be in the way of the next one."""
         if self._continued is not None:

@@ -18,8 +18,10 @@ from typing import Any, Literal, cast, get_args
 
 import msgspec
 
+from edge.citations import frame, read_citations
 from edge.conversation.db import is_alive, process_mark
 from edge.errors import UsageError
+from edge.messages import fence_for
 from edge.types import Message, Role, ToolCall, kind_of
 
 __all__ = ["Attachment", "ConversationInfo", "Node", "SearchHit", "Status"]
@@ -83,8 +85,10 @@ class Node:
     reasoning: str = ""
 
     def message(self) -> Message:
-        """Return the message for the model: the attachments, each in a fence that its text cannot close, then the text."""
-        parts = []
+        """Return the message for the model: passages of documents, attachments, each in a fence that its text cannot close, and
+        the text.
+        """
+        parts = [passages] if (passages := frame(*read_citations(self.record))) else []
         for attachment in self.attachments:
             fence = fence_for(attachment.text)
             parts.append(f"File {' '.join(attachment.name.split())}:\n{fence}\n{attachment.text}\n{fence}")
@@ -195,11 +199,6 @@ def clean(text: str) -> str:
 def to_line(text: str) -> str:
     """Return the text as one line without characters that could control a terminal."""
     return " ".join(CONTROLS.sub(" ", clean(text)).split())
-
-
-def fence_for(text: str) -> str:
-    """Return a Markdown code fence that the text cannot close."""
-    return "`" * (max(map(len, re.findall("`{3,}", text)), default=2) + 1)
 
 
 def to_json(record: Mapping[str, object]) -> str:

@@ -179,7 +179,7 @@ class ChatView(Screen[None]):
 
     async def read_attachment(self, attachment: Attachment) -> None:
         """Show the text of an attachment until it is closed."""
-        from edge.conversation.tree import fence_for
+        from edge.messages import fence_for
 
         fence = fence_for(attachment.text)
         await self.read_page(fmt.one_line(fmt.clean(attachment.name), 60), f"{fence}\n{attachment.text}\n{fence}")

@@ -1,0 +1,79 @@
+"""The collections that a loaded model answers from, opened when they are asked for, with the orders of their passages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from edge.grounding.choose import Docs, Source
+from edge.grounding.order import Orders
+
+__all__ = ["Sources", "open_collection"]
+
+Opener = Callable[[str], Source]
+
+
+def open_collection(name: str) -> Source:
+    """Open a collection of the user.
+
+    Raises:
+        UsageError: there is none of that name.
+        StorageError: it cannot be read.
+    """
+    from edge.documents import Collection
+
+    return Collection.open(name)
+
+
+class Sources:
+    """See the module. May be used from any thread.
+
+    Args:
+        opener: opens a collection by its name; None opens those of the user.
+    """
+
+    def __init__(self, opener: Opener | None = None) -> None:
+        self._opener = opener or open_collection
+        self._lock = threading.Lock()
+        self._opened: dict[str, Source] = {}
+        self._orders: dict[str, Orders] = {}
+
+    def find(self, docs: Docs | None) -> tuple[Source, ...]:
+        """Return the collections that a call names, each once.
+
+        Raises:
+            UsageError, StorageError: as `open_collection`.
+        """
+        if docs is None:
+            return ()
+        listed = cast("Sequence[str | Source]", [docs] if isinstance(docs, str | Source) else docs)
+        found: dict[str, Source] = {}
+        for one in listed:
+            source = self._open(one) if isinstance(one, str) else one
+            found.setdefault(source.name, source)
+        return tuple(found.values())
+
+    def orders(self, sources: Sequence[Source]) -> Mapping[str, Orders]:
+        """Return the orders of passages of each collection, by name."""
+        with self._lock:
+            for source in sources:
+                if source.name not in self._orders:
+                    file = getattr(source, "orders_file", None)  # which a collection in memory does not have
+                    self._orders[source.name] = Orders(file if isinstance(file, Path) else None)
+            return {source.name: self._orders[source.name] for source in sources}
+
+    def _open(self, name: str) -> Source:
+        with self._lock:
+            if name not in self._opened:
+                self._opened[name] = self._opener(name)
+            return self._opened[name]
+
+    def close(self) -> None:
+        """Close the collections that were opened by name."""
+        with self._lock:
+            opened, self._opened = list(self._opened.values()), {}
+        for source in opened:
+            if callable(close := getattr(source, "close", None)):
+                close()
