@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from edge.bench.trace import Trace
     from edge.engine.governor import Governor, Limits
     from edge.grounding.choose import Docs
+    from edge.grounding.sources import Sources
     from edge.kv.store import BlockStore
     from edge.kv.verify import CacheCheck
     from edge.names import CacheHint
@@ -93,6 +94,7 @@ class Assistant(Responding):
         trace: times the stages of turns; None times nothing.
         max_waiting: replies that may wait while others run; one more is a BusyError. None sets no limit.
         escalation: the next tier, which takes what its router sends on; None has none. The assistant closes its tier.
+        sources: collections of documents by name, for `docs`; None are the user's. The assistant closes it.
 
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
@@ -122,6 +124,7 @@ class Assistant(Responding):
         trace: Trace | None = None,
         max_waiting: int | None = None,
         escalation: Escalation | None = None,
+        sources: Sources | None = None,
     ) -> None:
         if trace is not None:
             backend = trace.watch(backend, "backend")
@@ -164,6 +167,7 @@ class Assistant(Responding):
             adapters=backend.adapters,
             model=self.model_name,
             escalation=escalation,
+            sources=sources,
         )
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
         own_store = self.store if store is None else None

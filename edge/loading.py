@@ -269,6 +269,7 @@ def _assemble(
         with_disk: store the KV cache on the disk, if the engine can.
     """
     from edge.assistant import Assistant
+    from edge.grounding.sources import Sources
 
     disk = None
     try:
@@ -294,6 +295,7 @@ def _assemble(
             trace=trace,
             max_waiting=chosen.engine.max_waiting,
             escalation=escalation,
+            sources=Sources(chosen.paths.documents_dir),
         )
     except BaseException:
         if disk is not None:

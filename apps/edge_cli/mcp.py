@@ -9,6 +9,7 @@ import click
 
 from edge_cli import output
 from edge_cli.app import App, pass_app
+from edge_cli.completers import complete_collection
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import model_options, settings_from
 
@@ -80,16 +81,30 @@ def forbid(app: App, name: str) -> int:
     return 0
 
 
-@mcp.command("serve", epilog=examples("edge mcp serve", "edge mcp serve -m smollm2-135m"))
+@mcp.command("serve", epilog=examples("edge mcp serve", "edge mcp serve -m smollm2-135m --docs manual"))
 @model_options
+@click.option(
+    "--docs",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_collection,
+    help="A collection of documents that they may search; may be repeated.",
+)
 @pass_app
-def serve(app: App, **options: Any) -> int:
-    """Serve the tool `ask` to other programs, over stdin and stdout, until they leave."""
+def serve(app: App, names: tuple[str, ...], **options: Any) -> int:
+    """Serve the tool `ask` to other programs, over stdin and stdout, until they leave.
+
+    With --docs also the tool `search_documents`, which finds passages in these collections and in no others.
+    """
+    from edge.grounding.sources import open_collection
     from edge_mcp.server import make_server
 
     settings = settings_from(app, options)
-    with app.load(settings=settings) as assistant:
-        server = make_server(assistant)
+    with contextlib.ExitStack() as stack:
+        documents = [stack.enter_context(open_collection(name, settings.paths.documents_dir)) for name in dict.fromkeys(names)]
+        assistant = stack.enter_context(app.load(settings=settings))
+        server = make_server(assistant, documents)
         with contextlib.suppress(KeyboardInterrupt):
             server.run("stdio")
     return 0

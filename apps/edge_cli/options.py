@@ -47,6 +47,7 @@ _SETTINGS = {
     "lora": ["engine.lora"],
     **{name: [f"server.{name}"] for name in ("host", "port", "socket", "max_waiting", "max_requests_each", "otel")},
     "keys": ["server.keys_file"],
+    "docs": ["server.docs"],
     "allowed_host": ["server.allowed_hosts"],
     "allowed_origin": ["server.allowed_origins"],
     **{name: [f"server.{name}_s"] for name in ("timeout", "grace", "idle")},

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.names import CACHE_HINTS
-from edge.units import duration_text, quoted, size_text
-from edge_cli import markdown, output
-from edge_cli.answer import Answer, CodeOnly, JsonLines, Silent, Text
+from edge.units import quoted, size_text
+from edge_cli import output
+from edge_cli.answer import CodeOnly
 from edge_cli.app import App, pass_app
+from edge_cli.asking import answer_from, follow, open_assistant, stats_line, with_limits
 from edge_cli.completers import complete_conversation
 from edge_cli.constraint import constraint_from, constraint_options
 from edge_cli.escalation import answered_note, ask_for_consent, show_outgoing
 from edge_cli.group import examples
 from edge_cli.options import escalation_options, model_options, require_exclusive, sampling_options, settings_from
-from edge_cli.streams import OutputClosedError
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant, Conversation
@@ -29,14 +29,9 @@ if TYPE_CHECKING:
     from edge.conversation import ConversationStore
     from edge.plan import Plan
     from edge.reply import Reply
-    from edge.types import Tool, ToolCall, Usage
+    from edge.types import Tool, ToolCall
 
 __all__ = ["run"]
-
-_STOP_WITHIN_S = 10.0
-
-MAX_TOKENS = 2048
-"""The longest answer unless something else is set. A small model may repeat itself until the context window is full."""
 
 EXAMPLES = examples(
     'edge run "What is the capital of France?"',
@@ -105,7 +100,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
     )
     require_exclusive(("--continue", options["is_continued"]), ("--conversation", options["conversation"]))
     constraint = constraint_from(options)
-    settings = _with_limits(settings_from(app, options))
+    settings = with_limits(settings_from(app, options))
     if options["estimate_only"]:
         return _estimate(app, settings, options)
     is_chatty = options["verbose"] or output.is_terminal(sys.stderr)
@@ -115,7 +110,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(app.store(settings)) if saves else None
         status = stack.enter_context(output.Status())
-        assistant = stack.enter_context(_open(app, settings, store, status))
+        assistant = stack.enter_context(open_assistant(app, settings, store, status))
         if options["explain"] and assistant.plan is not None:
             status.clear()
             _explain(assistant.plan)
@@ -139,8 +134,8 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
                 escalate=options["escalate"] or None,
             )
         )
-        answer = _answer(options)
-        _show(reply, status, answer)
+        answer = answer_from(options)
+        follow(reply, status, answer)
         notices = [*assistant.notices, *reply.notices, *_why_truncated(reply, assistant, settings)]
         for notice in (*notices, answered_note(reply)):
             if notice:
@@ -153,7 +148,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
             saved = conversation.id if saves else None
             _show_result(assistant, reply, saved, notices, as_lines=options["as_lines"])
         if options["stats"]:
-            output.note(_stats(reply))
+            output.note(stats_line(reply))
     is_unsaved = saves and reply.node is None
     return 1 if is_unsaved or reply.is_partial else 0  # a notice has said why
 
@@ -180,17 +175,6 @@ def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
     return 0
 
 
-def _with_limits(settings: Settings) -> Settings:
-    """Limit the length and the repeats of the answer, unless settings say how many there may be."""
-    from msgspec.structs import replace
-
-    from edge.prompt.repetition import USUAL_MAX_REPEATS
-    from edge.types import Sampling
-
-    limits = Sampling(max_tokens=MAX_TOKENS, max_repeats=USUAL_MAX_REPEATS)
-    return replace(settings, sampling=settings.sampling.over(limits))
-
-
 def _note_model_name(words: tuple[str, ...], settings: Settings) -> None:
     """Say so if the question begins with the name of a model, as other programs expect it there."""
     from edge.catalog import find_entry, is_reference
@@ -207,14 +191,6 @@ def _explain(plan: Plan) -> None:
     rows = [(choice.what, choice.value, choice.reason) for choice in plan.choices]
     for text in output.table_lines(rows, stream=sys.stderr):
         output.note(text)
-
-
-def _open(app: App, settings: Settings, store: ConversationStore | None, status: output.Status) -> Assistant:
-    def report(stage: str, share: float) -> bool:
-        status.show(f"{stage} {settings.model} {share:4.0%}" if share > 0 else f"{stage} {settings.model}")
-        return True
-
-    return app.load(settings=settings, store=store, on_progress=report)
 
 
 def _conversation(
@@ -258,55 +234,6 @@ def _asking(status: output.Status) -> Callable[[ToolCall], bool] | None:
     return ask
 
 
-def _answer(options: dict[str, Any]) -> Answer:
-    """Return the way to write the answer."""
-    if options["as_json"]:
-        return Silent()
-    if options["as_lines"]:
-        return JsonLines()
-    if options["extract"]:
-        return CodeOnly()
-    has_form = any(options[name] is not None for name in ("schema", "regex", "grammar"))
-    if options["raw"] or has_form or not markdown.is_possible():
-        return Text()
-    return markdown.Markdown()
-
-
-def _show(reply: Reply, status: output.Status, answer: Answer) -> None:
-    """Write the answer as it is generated."""
-    from edge.errors import EdgeError
-    from edge.events import Reasoning, Text
-
-    def describe() -> str:
-        if reply.reasoning:
-            return "thinking"
-        done, total = reply.progress
-        return f"processing prompt: {done:,} of {total:,} tokens" if total else ""
-
-    status.watch(describe)
-    try:
-        for event in reply.events():
-            if isinstance(event, Text) and event.text:
-                status.close()
-                answer.write(event.text)
-            elif isinstance(event, Reasoning):
-                answer.think(event.text)
-    except EdgeError:
-        answer.end()
-        raise
-    except BaseException:
-        # Ctrl-C, or nobody reads stdout: let the engine reach its next stop, so that the text so far is saved.
-        reply.cancel()
-        with contextlib.suppress(EdgeError, TimeoutError):
-            reply.wait(timeout_s=_STOP_WITHIN_S)
-        with contextlib.suppress(EdgeError, OutputClosedError):
-            answer.end()
-        raise
-    finally:
-        status.close()
-    answer.end()
-
-
 def _why_truncated(reply: Reply, assistant: Assistant, settings: Settings) -> list[str]:
     """Return why the answer ends early, if it does and this command line does not limit its length."""
     from edge.config import COMMAND_LINE
@@ -326,47 +253,6 @@ def _value(reply: Reply) -> dict[str, Any]:
     if reply.constraint is None or not reply.constraint.is_json:
         return {}
     return {"value": None if reply.is_partial else reply.value()}
-
-
-def _stats(reply: Reply) -> str:
-    """Return the speed, tokens and cost of a reply on one line."""
-    usage, timing, cost = reply.usage, reply.timing, reply.cost
-    parts = [
-        f"first token after {duration_text(timing.first_token_ms / 1000)}",
-        f"{timing.tokens_per_s(usage.n_generated):.1f} tokens/s",
-        f"{usage.n_generated:,} tokens generated",
-        f"{usage.n_prompt:,} prompt tokens ({_reuse(usage)})",
-        f"{duration_text(timing.total_ms / 1000)} in all",
-    ]
-    if drafts := _drafts(usage):
-        parts.append(drafts)
-    if cost.memory_bytes:
-        parts.append(f"{size_text(cost.memory_bytes)} of memory")
-    if cost.energy_j is not None:
-        parts.append(f"{cost.energy_j:.1f} J")
-    if reply.held_back:
-        parts.append(f"throttled: {reply.held_back}")
-    return ", ".join(parts)
-
-
-def _reuse(usage: Usage) -> str:
-    """Return where the tokens of a prompt came from."""
-    if usage.is_answer_cached:
-        return "from the answer cache"
-    n_memory = usage.n_reused - usage.n_restored
-    parts = [f"{n:,} from {where}" for n, where in ((n_memory, "memory"), (usage.n_restored, "disk")) if n]
-    if usage.n_foreign:
-        parts[-1] += f" ({usage.n_foreign:,} of another engine)"
-    saved = f", {duration_text(usage.saved_ms / 1000)} saved" if usage.saved_ms >= 10 else ""
-    return " and ".join(parts) + saved if parts else "none reused"
-
-
-def _drafts(usage: Usage) -> str:
-    """Return what speculative decoding did, in a few words; "" if nothing was drafted."""
-    if not usage.n_drafted:
-        return ""
-    saved = f", {duration_text(usage.draft_saved_ms / 1000)} saved" if usage.draft_saved_ms >= 10 else ""
-    return f"{usage.n_accepted:,} of {usage.n_drafted:,} guessed tokens right{saved}"
 
 
 def _show_result(

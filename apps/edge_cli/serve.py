@@ -11,7 +11,7 @@ import click
 
 from edge_cli import output
 from edge_cli.app import App, pass_app
-from edge_cli.completers import complete_model
+from edge_cli.completers import complete_collection, complete_model
 from edge_cli.group import examples
 from edge_cli.options import escalation_options, model_options, require_exclusive, sampling_options, settings_from
 
@@ -29,6 +29,7 @@ EXAMPLES = examples(
     "edge serve smollm2-135m --lora pirate.gguf:0",
     "edge serve smollm2-135m --escalate-to openai:https://gpu.example.org/v1#qwen3-32b --consent always",
     "edge serve --port 0 --json",
+    "edge serve --docs manual",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 edge serve --otel",
 )
 
@@ -50,6 +51,13 @@ EXAMPLES = examples(
 @click.option("--grace", metavar="SECONDS", help="Time that running replies have to end when the server is stopped.")
 @click.option("--memory", metavar="GB", help="Memory that all loaded models may take together.")
 @click.option("--idle", metavar="SECONDS", help="Unload a model that was not used for so long.")
+@click.option(
+    "--docs",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_collection,
+    help="A collection of documents that clients may ask.",
+)
 @click.option("--otel", is_flag=True, default=None, help="Send traces to an OpenTelemetry collector, as OTEL_* variables say.")
 @click.option(
     "--log", "log_form", type=click.Choice(("text", "json", "off")), default="text", help="Form of the access log, on stderr."

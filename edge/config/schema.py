@@ -268,6 +268,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         grace_s: time that running replies have to end when the server is stopped, in seconds.
         memory_gb: memory that all loaded models may take together, in GB (10^9 bytes); None is what is available.
         idle_s: unload a model that was not used for so long, in seconds; None keeps it until another one needs its memory.
+        docs: collections of documents that clients may have searched for them; no others.
         otel: send traces of requests to an OpenTelemetry collector, as the variables OTEL_* say.
     """
 
@@ -283,6 +284,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     memory_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
     idle_s: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
+    docs: tuple[str, ...] = ()
     otel: bool = False
 
 

@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
+from edge.errors import UsageError
 from edge.grounding.choose import Docs, Source
 from edge.grounding.order import Orders
 
 __all__ = ["Sources", "open_collection"]
 
+_ORDERS_FILE = "orders.json"
+
 Opener = Callable[[str], Source]
 
 
-def open_collection(name: str) -> Source:
-    """Open a collection of the user.
+def open_collection(name: str, folder: Path | None = None) -> Source:
+    """Open a collection that there is.
+
+    Args:
+        name: of the collection.
+        folder: of all collections; None is the user's.
 
     Raises:
         UsageError: there is none of that name.
         StorageError: it cannot be read.
     """
     from edge.documents import Collection
+    from edge.documents.collection import collection_names
 
-    return Collection.open(name)
+    names = collection_names(folder)
+    if name not in names:
+        known = f"There are: {', '.join(names)}." if names else "Make one: edge docs add PATH..."
+        raise UsageError(f"There is no collection of documents {name[:80]!r}.", known)
+    return Collection.open(name, store=folder)
 
 
 class Sources:
     """See the module. May be used from any thread.
 
     Args:
-        opener: opens a collection by its name; None opens those of the user.
+        folder: of the collections; None is the user's.
+        opener: opens a collection by its name instead.
     """
 
-    def __init__(self, opener: Opener | None = None) -> None:
-        self._opener = opener or open_collection
+    def __init__(self, folder: Path | None = None, *, opener: Opener | None = None) -> None:
+        self._opener = opener or partial(open_collection, folder=folder)
         self._lock = threading.Lock()
         self._opened: dict[str, Source] = {}
         self._orders: dict[str, Orders] = {}
@@ -60,8 +74,8 @@ class Sources:
         with self._lock:
             for source in sources:
                 if source.name not in self._orders:
-                    file = getattr(source, "orders_file", None)  # which a collection in memory does not have
-                    self._orders[source.name] = Orders(file if isinstance(file, Path) else None)
+                    folder = getattr(source, "folder", None)  # which a collection of a program's own may not have
+                    self._orders[source.name] = Orders(folder / _ORDERS_FILE if isinstance(folder, Path) else None)
             return {source.name: self._orders[source.name] for source in sources}
 
     def _open(self, name: str) -> Source:

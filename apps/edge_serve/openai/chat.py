@@ -14,6 +14,7 @@ from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
 from edge_serve.lora import lora_options
+from edge_serve.openai.documents import citations_of, docs_options
 from edge_serve.openai.messages import messages_of
 from edge_serve.openai.options import chat_options
 from edge_serve.openai.probabilities import chat_form, check_number
@@ -48,7 +49,8 @@ async def create(call: Call) -> None:
     messages = messages_of(body.messages)
     _check(body)
     sampling = _sampling(body)
-    options = {**options_of(call), **chat_options(body)}
+    documents = docs_options(body.docs, call.service.settings.server.docs)
+    options = {**options_of(call), **chat_options(body), **documents}
     n = body.n or 1
     if body.logprobs:
         options["logprobs"] = body.top_logprobs or 0
@@ -81,6 +83,8 @@ def _choice(found: Answer, index: int, with_logprobs: bool) -> dict[str, Any]:
     if reply.tool_calls:
         message["tool_calls"] = [_tool_call(call) for call in reply.tool_calls]
         message["content"] = reply.text or None
+    if reply.citations:
+        message["citations"] = citations_of(reply.citations)
     logprobs = chat_form(reply.logprobs) if with_logprobs else None
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": found.finish_reason(index)}
 
@@ -103,6 +107,8 @@ async def _chunks(call: Call, found: Answer, with_usage: bool) -> AsyncIterator[
         elif event.kind in ("text", "reasoning"):
             name = "content" if event.kind == "text" else "reasoning_content"
             yield chunk(index, {name: event.text}, logprobs=chat_form(event.logprobs) if event.logprobs else None)
+        elif event.kind == "passages" and event.citations:
+            yield chunk(index, {"citations": citations_of(event.citations)})
         elif event.kind == "tool_call":
             yield chunk(index, {"tool_calls": [{"index": n_calls[index], **_tool_call(event.call)}]})
             n_calls[index] += 1

@@ -125,14 +125,29 @@ class ToolCall(_Described):
     function: CalledFunction
 
 
+class Citation(_Described):
+    """A passage of a document that the reply may refer to by its number, as [1]. Lines and pages are counted from 1."""
+
+    number: int
+    collection: str
+    file: str
+    title: str
+    heading: str
+    lines: list[int] | None
+    page: int | None
+    text: str
+    score: float
+
+
 class Message(_Described):
-    """The reply; without a text where the model calls tools only."""
+    """The reply; without a text where the model calls tools only. `citations` is this server's own (`docs`)."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    citations: list[Citation] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(_Described):

@@ -82,6 +82,7 @@ class ChatRequest(CommonRequest, kw_only=True):
     """Of POST /v1/chat/completions."""
 
     messages: list[ChatMessage]
+    docs: str | list[str] | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
