@@ -11,7 +11,17 @@ import msgspec
 
 from edge.messages import fence_for
 
-__all__ = ["PREAMBLE", "RECORD_KEY", "Citation", "cited", "frame", "read_citations", "to_record", "unknown_numbers"]
+__all__ = [
+    "PREAMBLE",
+    "RECORD_KEY",
+    "Citation",
+    "cited",
+    "frame",
+    "read_answer",
+    "read_citations",
+    "to_record",
+    "unknown_numbers",
+]
 
 RECORD_KEY = "passages"
 """Where the record of a message has its passages."""
@@ -112,6 +122,14 @@ def to_record(citations: Sequence[Citation], again: Sequence[int] = ()) -> dict[
 class _Record(msgspec.Struct):
     new: list[Citation] = []
     again: list[int] = []
+
+
+def read_answer(record: Mapping[str, object]) -> tuple[Citation, ...]:
+    """Return the passages in the record of an answer; what is none is left out, as in `read_citations`."""
+    try:
+        return tuple(msgspec.convert(record.get("citations", []), list[Citation]))
+    except msgspec.ValidationError:
+        return ()
 
 
 def read_citations(record: Mapping[str, object]) -> tuple[tuple[Citation, ...], tuple[int, ...]]:

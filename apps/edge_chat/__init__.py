@@ -13,7 +13,7 @@ voice.py        speech: what is said fills the message box, replies are spoken
 meter.py        tokens of the message being written; read_ahead.py, its prefill
 markup/         Markdown, formulas and tables as lines of text; knows no screen
 terminal.py     bytes, pastes, signals and the end of the terminal; editor.py, the user's editor
-attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling
+attachments.py  files of a message; documents.py, passages of documents; history.py, earlier inputs; parameters.py, sampling
 theme.py        edge's own themes; own_themes.py, the user's; few_colours.py, 256 and 16 colours
 """
 

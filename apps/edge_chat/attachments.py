@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import StorageError, UsageError
 from edge.files import decode_text, open_file
 from edge.units import size_text
+from edge_chat.documents import is_mention
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
@@ -116,6 +117,8 @@ def find_mentions(text: str, cwd: Path) -> list[str]:
     found = []
     for match in _MENTION.finditer(text):
         path = match[1] or match[2]
+        if match[1] is None and is_mention(path):
+            continue
         if not _exists(path, cwd) and match[1] is None:
             path = path.rstrip(_TRAILING)
         if path and _exists(path, cwd):

@@ -16,6 +16,7 @@ from edge.errors import EdgeError, UsageError
 from edge_chat import wording
 from edge_chat.attachments import edited_by_draft, unpack_draft
 from edge_chat.desk import Desk
+from edge_chat.documents import with_docs
 from edge_chat.outbox import Departure, Outgoing
 from edge_chat.sending import Sending
 
@@ -180,7 +181,7 @@ class ChatController(Desk):
         if self.editing is None:
             self.put_aside = (self.screen.composer.text, self.screen.composer.attachments)
         self.editing = node_id
-        self.screen.composer.load(node.content, node.attachments)
+        self.screen.composer.load(with_docs(node), node.attachments)
         self.screen.page_changed()
         self.screen.composer.input.focus()
 

@@ -19,6 +19,7 @@ from edge.errors import EdgeError
 from edge.prompt.sentences import ends_sentence
 from edge_chat import attachments as att
 from edge_chat.commands import parse_slash
+from edge_chat.documents import take_docs
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
@@ -103,6 +104,8 @@ class ReadAhead:
             return None
         text = self._screen.composer.text.strip()
         said = text[1:] if text.startswith("//") else text
+        if take_docs(said)[1]:
+            return None  # passages that are not known yet come first
         return _Draft(assistant, conversation_id, said, self._screen.composer.attachments)
 
     async def _run(self) -> None:

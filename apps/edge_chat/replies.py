@@ -11,6 +11,7 @@ from edge import events
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
+    from edge.citations import Citation
     from edge.conversation import Node
     from edge.events import ReplyEvent
     from edge.reply import Reply
@@ -35,6 +36,7 @@ class ReplyRun:
         text: generated so far, without the text of the answer that it continues.
         reasoning: thoughts so far.
         calls: tool calls so far, each with the text of its result, or None while it has none.
+        citations: passages of documents that it rests on.
         reply: the reply, once started.
         error: why it failed.
         was_accepted: the message that it answers is saved.
@@ -56,6 +58,7 @@ class ReplyRun:
         self.continued = continued
         self.text = self.reasoning = ""
         self.calls: list[tuple[ToolCall, str | None]] = []
+        self.citations: tuple[Citation, ...] = ()
         self.reply: Reply | None = None
         self.error: EdgeError | None = None
         self.was_accepted = self.is_over = False
@@ -127,6 +130,9 @@ class ReplyRun:
                 self.on_text(text)
             case events.Reasoning(text):
                 self.reasoning += text
+            case events.Passages(citations):
+                self.citations = citations
+                return
             case events.ToolCall(call):
                 self.calls.append((call, None))
                 return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edge.errors import ContextFullError, EdgeError, UsageError
 from edge_chat import wording
 from edge_chat.approvals import Approvals
+from edge_chat.documents import take_docs
 from edge_chat.outbox import Departure, Outgoing
 from edge_chat.replies import ReplyRun
 from edge_chat.signals import LONG_REPLY_S
@@ -175,9 +176,10 @@ class Sending:
 
         def start(sampling: Sampling) -> Reply:
             conversation, consent = self.conversation(conversation_id, sampling), self._consent(conversation_id)
+            text, docs = take_docs(message.text)
             if message.edited is not None:
-                return conversation.edit(message.edited, message.text, attachments=message.attachments, consent=consent)
-            return conversation.send(message.text, attachments=message.attachments, consent=consent)
+                return conversation.edit(message.edited, text, attachments=message.attachments, docs=docs, consent=consent)
+            return conversation.send(text, attachments=message.attachments, docs=docs, consent=consent)
 
         async with self._desk.moving:
             if conversation_id == self._desk.active_id:
@@ -242,6 +244,7 @@ class Sending:
             if run.notices:
                 view.notices = tuple(run.notices)
             view.show_details(run.reasoning, tuple(run.calls))
+            view.show_passages(run.citations, run.shown)
             await view.extend(run.shown)
             self._screen.show_below()
             # A long reply takes longer to lay out, but most of the time must stay free for keys.

@@ -39,7 +39,7 @@ REGISTRY = Registry(
             Command(
                 "attach",
                 "Attach a file",
-                "Attach a text file. `@path` inside a message does the same.",
+                "Attach a text file. `@path` inside a message does the same, and `@docs` answers from your documents.",
                 argument="path",
                 needs_argument=True,
                 example="/attach notes.md",
@@ -156,6 +156,13 @@ REGISTRY = Registry(
                 aliases=("fold",),
                 keys="o",
                 scope="message",
+            ),
+            Command(
+                "open",
+                "Open a passage",
+                "Open the document of a passage below the selected or last answer: in your editor at its line, or its viewer.",
+                argument="[number]",
+                example="/open 2",
             ),
             Command(
                 "regenerate",

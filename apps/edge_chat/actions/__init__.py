@@ -12,7 +12,7 @@ view.py           the view, and the app itself
 
 from __future__ import annotations
 
-from edge_chat.actions import adapters, conversations, messages, model, roles, tiers, tools, view, voice, writing
+from edge_chat.actions import adapters, conversations, documents, messages, model, roles, tiers, tools, view, voice, writing
 
 __all__ = ["COMPLETERS", "RUNNERS"]
 
@@ -23,6 +23,7 @@ RUNNERS = {
     **model.RUNNERS,
     **adapters.RUNNERS,
     **tiers.RUNNERS,
+    **documents.RUNNERS,
     **roles.RUNNERS,
     **tools.RUNNERS,
     **view.RUNNERS,
@@ -37,6 +38,7 @@ COMPLETERS = {
     **model.COMPLETERS,
     **adapters.COMPLETERS,
     **tiers.COMPLETERS,
+    **documents.COMPLETERS,
     **roles.COMPLETERS,
     **tools.COMPLETERS,
     **view.COMPLETERS,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge_chat.base import BaseApp
     from edge_chat.screens.chat import ChatScreen
 
-__all__ = ["COMPLETERS", "RUNNERS"]
+__all__ = ["COMPLETERS", "RUNNERS", "suspended"]
 
 
 async def attach(screen: ChatScreen, argument: str) -> None:
@@ -41,7 +41,7 @@ async def editor(screen: ChatScreen, argument: str) -> None:
     command = editor_command(os.environ)
     app.editor = Editor(command, composer.text)
     try:
-        with _suspended(app):
+        with suspended(app):
             edited = await asyncio.to_thread(app.editor.run)
         if edited.text is not None:
             composer.load(edited.text, composer.attachments)
@@ -64,7 +64,7 @@ async def editor(screen: ChatScreen, argument: str) -> None:
 
 
 @contextmanager
-def _suspended(app: BaseApp) -> Iterator[None]:
+def suspended(app: BaseApp) -> Iterator[None]:
     """Hand the terminal to another program, and take it back however that ends.
 
     Textual's `suspend` does not take it back when its block fails. It also lets the app draw, for example a reply being

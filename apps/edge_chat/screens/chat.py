@@ -19,6 +19,7 @@ from edge_chat import format as fmt
 from edge_chat import wording
 from edge_chat.commands import Completion, parse_slash
 from edge_chat.controller import ChatController
+from edge_chat.documents import propose_docs
 from edge_chat.keys import bindings
 from edge_chat.meter import Meter
 from edge_chat.outbox import Departure
@@ -104,6 +105,7 @@ class ChatScreen(ChatView):
                     depart=self.controller.depart,
                     complete=self._complete,
                     go_on=self._go_on,
+                    propose_docs=lambda typed: propose_docs(typed, self.app.settings.paths.documents_dir),
                 )
         yield StatusLine()
 

@@ -19,6 +19,7 @@ from edge.errors import EdgeError, StorageError, UsageError
 from edge_chat import attachments as att
 from edge_chat import format as fmt
 from edge_chat.commands import Completion, parse_slash
+from edge_chat.documents import is_mention
 from edge_chat.history import PromptHistory
 from edge_chat.keys import display_key
 from edge_chat.table import REGISTRY
@@ -45,6 +46,7 @@ class Composer(Vertical):
         depart: called with a message at the moment it leaves the composer.
         complete: proposes arguments, given the name of a command and the argument as typed so far.
         go_on: opens the earlier conversation that a text names; returns whether it names one.
+        propose_docs: proposes collections of documents for what is typed behind an @; it may block.
     """
 
     @dataclass
@@ -70,8 +72,10 @@ class Composer(Vertical):
         depart: Callable[[str, tuple[Attachment, ...]], Departure],
         complete: Callable[[str, str], Sequence[Completion]],
         go_on: Callable[[str], bool],
+        propose_docs: Callable[[str], Sequence[Completion]] = lambda typed: (),
     ) -> None:
         super().__init__(id="composer")
+        self._propose_docs = propose_docs
         self._go_on = go_on
         self._key_actions = key_actions
         self._depart = depart
@@ -373,12 +377,16 @@ class Composer(Vertical):
 
     @work(exclusive=True, group="files")
     async def _propose_files(self, typed: str) -> None:
-        found = await asyncio.to_thread(propose_files, self._files, typed, self.cwd, self._attachment_bytes)
+        found = await asyncio.to_thread(self._proposed_after_at, typed)
         before = self._before_cursor()
         mention = att.mention_before(before)
         if mention is None or mention[1] != typed:
             return  # the text has changed meanwhile
         self.popup.open(found, before)
+
+    def _proposed_after_at(self, typed: str) -> list[Completion]:
+        """Propose collections of documents and files. Blocks."""
+        return [*self._propose_docs(typed), *propose_files(self._files, typed, self.cwd, self._attachment_bytes)]
 
     def _accept(self, chosen: Completion) -> bool:
         """Insert a proposal. Return whether the line is complete and may be sent right away."""
@@ -400,7 +408,7 @@ class Composer(Vertical):
             is_directory = chosen.value.rstrip('"').endswith("/")
             result = self.input.replace(chosen.value + ("" if is_directory else " "), start, end)
             self.input.move_cursor(result.end_location)
-            if not is_directory:
+            if not is_directory and not is_mention(chosen.label):
                 self._check_file(chosen.label)
         return False
 

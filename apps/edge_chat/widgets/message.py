@@ -17,15 +17,19 @@ from textual.reactive import reactive
 from textual.style import Style
 from textual.widgets import Static
 
+from edge.citations import read_answer
 from edge.units import size_text
 from edge_chat import format as fmt
+from edge_chat.documents import said_about
 from edge_chat.keys import bindings
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.fold import Fold
+from edge_chat.widgets.passages import Passages
 
 if TYPE_CHECKING:
     from textual.widget import Widget
 
+    from edge.citations import Citation
     from edge.conversation import Attachment, Node
     from edge.types import ToolCall
     from edge_chat.markup.tables import Table
@@ -79,6 +83,8 @@ class MessageView(Vertical, can_focus=True):
         self.attachments = attachments
         self.reasoning = ""
         self.calls: Sequence[tuple[ToolCall, str | None]] = ()
+        self.citations: Sequence[Citation] = ()
+        self.searched = ""
         self.node_id: int | None = None
         self._next_code = self._next_table = 0
 
@@ -95,6 +101,8 @@ class MessageView(Vertical, can_focus=True):
         self.node_id = node.id
         self.attachments = node.attachments
         self.show_details(node.reasoning, [(call, None) for call in node.tool_calls])
+        self.searched = said_about(node.record)
+        self.show_passages(read_answer(node.record), node.content)
         is_cut = node.status == "complete" and node.record.get("finish_reason") == "length"
         self.set_reactive(MessageView.state, "cut off" if is_cut else _STATUS_TEXT.get(node.status, ""))
         if self.is_mounted:
@@ -115,7 +123,9 @@ class MessageView(Vertical, can_focus=True):
             yield ReplyMarkdown(self.text, is_plain=self.app.has_class("-plain"))
         else:
             yield Static(Content(fmt.clean(self.text)), classes="said")
-        if self.attachments:
+        if self.role == "assistant":
+            yield Passages()
+        if self.attachments or self.searched:
             yield Static(self._attached(), classes="attached")
 
     def show_details(self, reasoning: str, calls: Sequence[tuple[ToolCall, str | None]]) -> None:
@@ -123,11 +133,20 @@ class MessageView(Vertical, can_focus=True):
         if (reasoning, calls) == (self.reasoning, self.calls):
             return
         self.reasoning, self.calls = reasoning, calls
-        known, wanted = list(self.query(Fold)), self._folds()
+        known, wanted = [child for child in self.children if isinstance(child, Fold)], self._folds()
         for fold, now in zip(known, wanted, strict=False):
             fold.set(now.title_text, now.text, now.note)
         if self.is_mounted and self.role == "assistant" and len(wanted) > len(known):
             self.mount_all(wanted[len(known) :])
+
+    def show_passages(self, citations: Sequence[Citation], text: str) -> None:
+        """Show the passages that the answer rests on, folded."""
+        self.citations = citations
+        for passages in self.query(Passages):
+            passages.show(citations, text)
+
+    def on_mount(self) -> None:
+        self.show_passages(self.citations, self.text)
 
     def _folds(self) -> list[Fold]:
         n_words = len(self.reasoning.split())
@@ -264,7 +283,7 @@ class MessageView(Vertical, can_focus=True):
 
     def _attached(self) -> Content:
         lines = [f"Attached: {fmt.clean(a.name)}, {size_text(len(a.text.encode()))}" for a in self.attachments]
-        return Content("\n".join(lines))
+        return Content("\n".join([*lines, self.searched] if self.searched else lines))
 
 
 def _call_fold(call: ToolCall, result: str | None) -> Fold:
