@@ -17,6 +17,7 @@ from edge.backends.fake import FakeBackend
 from edge.catalog import Installed
 from edge.config import Settings
 from edge.config.schema import EngineSettings, ServerSettings
+from edge.grounding.sources import Sources
 from edge.runtime import Runtime
 from edge_serve.offer import Offer
 from edge_serve.server import Server, make_service, open_socket, url_of
@@ -138,7 +139,11 @@ def serving(
     def load(name: str, *, settings: Settings, on_progress: Any) -> Assistant:
         backends[name] = FakeBackend(**{"n_ctx": 1024, **backend})
         return Assistant(
-            backends[name], window=settings.window, max_waiting=settings.engine.max_waiting, sampling=settings.sampling
+            backends[name],
+            window=settings.window,
+            max_waiting=settings.engine.max_waiting,
+            sampling=settings.sampling,
+            sources=Sources(settings.paths.documents_dir),
         )
 
     with Runtime(

@@ -11,10 +11,10 @@ import edge
 from edge_mcp.client import check_installed
 
 if TYPE_CHECKING:
-    from edge.documents import Collection
     from mcp.server import MCPServer
 
     from edge.assistant import Assistant
+    from edge.documents import Collection
 
 __all__ = ["make_server"]
 

@@ -6,11 +6,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from edge.errors import UsageError
 from edge.grounding.choose import Docs, Source
 from edge.grounding.order import Orders
+
+if TYPE_CHECKING:
+    from edge.documents import Collection
 
 __all__ = ["Sources", "open_collection"]
 
@@ -19,7 +22,7 @@ _ORDERS_FILE = "orders.json"
 Opener = Callable[[str], Source]
 
 
-def open_collection(name: str, folder: Path | None = None) -> Source:
+def open_collection(name: str, folder: Path | None = None) -> Collection:
     """Open a collection that there is.
 
     Args:
@@ -51,7 +54,7 @@ class Sources:
     def __init__(self, folder: Path | None = None, *, opener: Opener | None = None) -> None:
         self._opener = opener or partial(open_collection, folder=folder)
         self._lock = threading.Lock()
-        self._opened: dict[str, Source] = {}
+        self._opened: dict[str, _Opened] = {}
         self._orders: dict[str, Orders] = {}
 
     def find(self, docs: Docs | None) -> tuple[Source, ...]:
@@ -79,15 +82,44 @@ class Sources:
             return {source.name: self._orders[source.name] for source in sources}
 
     def _open(self, name: str) -> Source:
+        """Return a collection by name, opened again if it was deleted or made again meanwhile."""
         with self._lock:
-            if name not in self._opened:
-                self._opened[name] = self._opener(name)
-            return self._opened[name]
+            known = self._opened.get(name)
+            if known is not None and _mark(known.source) == known.mark:
+                return known.source
+            if known is not None:
+                del self._opened[name]
+                self._orders.pop(name, None)
+                _close(known.source)
+            source = self._opener(name)
+            self._opened[name] = _Opened(source, _mark(source))
+            return source
 
     def close(self) -> None:
         """Close the collections that were opened by name."""
         with self._lock:
             opened, self._opened = list(self._opened.values()), {}
-        for source in opened:
-            if callable(close := getattr(source, "close", None)):
-                close()
+        for known in opened:
+            _close(known.source)
+
+
+class _Opened(NamedTuple):
+    """A collection, and the mark of its folder when it was opened."""
+
+    source: Source
+    mark: tuple[int, int] | None
+
+
+def _mark(source: Source) -> tuple[int, int] | None:
+    """Return what tells the folder of a collection from a later one of its name; None without a folder, or once it is gone."""
+    folder = getattr(source, "folder", None)
+    try:
+        status = folder.stat() if isinstance(folder, Path) else None
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if status is not None else None
+
+
+def _close(source: Source) -> None:
+    if callable(close := getattr(source, "close", None)):
+        close()

@@ -2,7 +2,7 @@
 
 writing.py        the composer
 conversations.py  conversations
-messages.py       single messages: the selected one, or the last one that fits
+messages.py       single messages: the selected one, or the last one that fits; documents.py, the passages below an answer
 roles.py          roles: system prompts by name
 tools.py          tools and thoughts
 model.py          the model, and how it answers; adapters.py, its LoRA adapters; tiers.py, a larger model or a server for it

@@ -198,6 +198,36 @@ async def test_the_model_is_a_tool_of_others():
             assert result.content[0].text == "Hello!" and not result.is_error
 
 
+async def test_documents_are_searched_for_other_programs(tmp_path):
+    from mcp import Client
+
+    from edge.documents import Collection
+
+    def made(name, text):
+        (tmp_path / f"{name}.txt").write_text(text)
+        collection = Collection.open(name, store=tmp_path / "documents", embedder="")
+        collection.add(tmp_path / f"{name}.txt")
+        return collection
+
+    with (
+        made("manual", "Reset the pump with the button.") as manual,
+        made("faq", "How to reset the pump?") as faq,
+        Assistant(FakeBackend()) as assistant,
+    ):
+        async with Client(make_server(assistant, [manual, faq])) as client:
+            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+            assert set(tools) == {"ask", "search_documents"}
+            assert "manual, faq" in tools["search_documents"].description
+            everywhere = await client.call_tool("search_documents", {"query": "reset the pump"})
+            found = everywhere.structured_content["result"]
+            assert [one["collection"] for one in found] == ["manual", "faq"]
+            assert found[0]["text"] == "Reset the pump with the button." and found[0]["lines"] == [1, 1]
+            only = await client.call_tool("search_documents", {"query": "reset the pump", "collection": "faq", "k": 1})
+            assert [one["collection"] for one in only.structured_content["result"]] == ["faq"]
+            for wrong in ({"query": "x", "collection": "diary"}, {"query": "  "}):
+                assert (await client.call_tool("search_documents", wrong)).is_error
+
+
 # -- the command
 
 
