@@ -4,8 +4,8 @@ main.py        the entry point: the list of commands; errors as text and exit co
 suggest.py     the command that was probably meant by an unknown one
 app.py         the runtime as commands see it
 run.py         `edge run`; prompt.py, its message; constraint.py, what its answer has to be;
-               asking.py, what commands that answer share; answer.py, the ways to write one; markdown.py, Markdown on a terminal;
-               escalation.py, what would be sent to the next tier, and who answered
+               asking.py, what commands that answer share; answer.py, the ways to write one;
+               markdown.py, Markdown on a terminal; escalation.py, what would be sent to the next tier, and who answered
 batch.py       `edge batch`; score.py, `edge score`; jsonl.py, files of JSON lines, and results that survive the process
 embed.py       `edge embed`
 chat.py        `edge chat`; first_use.py, the engines compared before the first one; serve.py, `edge serve`; mcp.py, `edge mcp`

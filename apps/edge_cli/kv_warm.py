@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ from edge_cli.group import examples
 from edge_cli.options import days_option, json_option, model_options, require_exclusive, settings_from
 
 if TYPE_CHECKING:
+    from edge.assistant import Assistant
     from edge.config import Settings
     from edge.conversation import Attachment
     from edge.reply import Reply
 
-__all__ = ["warm"]
+__all__ = ["check_disk", "check_enabled", "follow_prefill", "warm"]
 
 _STOP_WITHIN_S = 10.0
 _POLL_S = 0.1
@@ -117,11 +118,9 @@ def _prefill(
     app: App, settings: Settings, text: str, documents: Sequence[Attachment], name: str, options: dict[str, Any]
 ) -> tuple[Reply, bool]:
     """Load the model and prefill. Returns the reply, and whether Ctrl-C ended it early."""
-    from edge.errors import StorageError, UsageError
     from edge_cli.progress import TokenProgress
 
-    if not settings.kv.enabled:
-        raise UsageError("The on-disk KV cache is turned off.", "Turn it on: edge config set kv.enabled true")
+    check_enabled(settings)
     cache: Any = "disk" if options["no_pin"] else "keep"
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(app.store(settings)) if options["conversation"] else None
@@ -130,30 +129,59 @@ def _prefill(
             app.load(settings=settings, store=store, on_progress=lambda stage, share: status.show(f"{stage} {settings.model}"))
         )
         status.close()
-        if ai.kv_fingerprint is None:
-            hint = "Its budget is 0 (kv.model_budgets_gb), or its engine cannot."
-            raise UsageError("Nothing is stored on the disk for this model.", hint)
-        if ai.disk_problem is not None:
-            raise StorageError(f"The on-disk KV cache is off: {ai.disk_problem}.", "See edge doctor.")
+        check_disk(ai)
         if options["conversation"]:
             conversation = ai.conversation(options["conversation"], system=options["system"])
             reply = conversation.prewarm(text, attachments=documents, cache=cache)
         else:
             reply = ai.prewarm(text, system=settings.system or None, attachments=documents, name=name, cache=cache)
-        is_interrupted = False
-        try:
-            with TokenProgress() as progress:
-                while not reply.is_done:
-                    progress.report(*reply.progress)
-                    with contextlib.suppress(TimeoutError):
-                        reply.wait(_POLL_S)
-        except KeyboardInterrupt:
-            is_interrupted = True
-            reply.cancel()
-        with contextlib.suppress(TimeoutError):
-            reply.wait(_STOP_WITHIN_S if is_interrupted else None)
+        with TokenProgress() as progress:
+            is_interrupted = follow_prefill(reply, progress.report)
         ai.flush_cache()
-        return reply, is_interrupted and reply.finish_reason != "stop"
+        return reply, is_interrupted
+
+
+def check_enabled(settings: Settings) -> None:
+    """Check that the settings allow a KV cache on the disk.
+
+    Raises:
+        UsageError: they do not.
+    """
+    from edge.errors import UsageError
+
+    if not settings.kv.enabled:
+        raise UsageError("The on-disk KV cache is turned off.", "Turn it on: edge config set kv.enabled true")
+
+
+def check_disk(ai: Assistant) -> None:
+    """Check that the KV cache of a model is stored on the disk.
+
+    Raises:
+        UsageError, StorageError: it is not.
+    """
+    from edge.errors import StorageError, UsageError
+
+    if ai.kv_fingerprint is None:
+        hint = "Its budget is 0 (kv.model_budgets_gb), or its engine cannot."
+        raise UsageError("Nothing is stored on the disk for this model.", hint)
+    if ai.disk_problem is not None:
+        raise StorageError(f"The on-disk KV cache is off: {ai.disk_problem}.", "See edge doctor.")
+
+
+def follow_prefill(reply: Reply, report: Callable[[int, int], object]) -> bool:
+    """Report the progress of a prefill until it is done, and return whether Ctrl-C ended it early; what is done stays."""
+    is_interrupted = False
+    try:
+        while not reply.is_done:
+            report(*reply.progress)
+            with contextlib.suppress(TimeoutError):
+                reply.wait(_POLL_S)
+    except KeyboardInterrupt:
+        is_interrupted = True
+        reply.cancel()
+    with contextlib.suppress(TimeoutError):
+        reply.wait(_STOP_WITHIN_S if is_interrupted else None)
+    return is_interrupted and reply.finish_reason != "stop"
 
 
 def _stored(app: App, settings: Settings, options: dict[str, Any], name: str) -> tuple[int, int]:

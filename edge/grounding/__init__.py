@@ -4,7 +4,7 @@ choose.py     the passages for a question, or none where nothing is about it
 relevance.py  tells whether a passage is about a question
 path.py       the passages of a conversation so far
 sources.py    the collections that a loaded model answers from
-order.py      orders of earlier prompts, so that the next one begins alike
+order.py      orders of earlier prompts, so that the next one begins alike; warming.py, beginnings prefilled ahead
 """
 
 from __future__ import annotations

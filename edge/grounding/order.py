@@ -70,6 +70,13 @@ class Orders:
                 pass  # only speed is lost
 
     @property
+    def frequent(self) -> list[list[str]]:
+        """Orders that came more than once, the most frequent first."""
+        with self._lock:
+            counted = Counter(tuple(order) for order in self._orders).most_common()
+        return [list(order) for order, n in counted if n > 1]
+
+    @property
     def popular(self) -> list[str]:
         """Keys by how often they were in prompts, the most frequent first."""
         with self._lock:

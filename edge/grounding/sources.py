@@ -15,7 +15,7 @@ from edge.grounding.order import Orders
 if TYPE_CHECKING:
     from edge.documents import Collection
 
-__all__ = ["Sources", "open_collection"]
+__all__ = ["Sources", "open_collection", "orders_of"]
 
 _ORDERS_FILE = "orders.json"
 
@@ -41,6 +41,12 @@ def open_collection(name: str, folder: Path | None = None) -> Collection:
         known = f"There are: {', '.join(names)}." if names else "Make one: edge docs add PATH..."
         raise UsageError(f"There is no collection of documents {name[:80]!r}.", known)
     return Collection.open(name, store=folder)
+
+
+def orders_of(source: Source) -> Orders:
+    """Return the orders of a collection's passages, read from its folder if it has one."""
+    folder = getattr(source, "folder", None)  # which a collection of a program's own may not have
+    return Orders(folder / _ORDERS_FILE if isinstance(folder, Path) else None)
 
 
 class Sources:
@@ -77,8 +83,7 @@ class Sources:
         with self._lock:
             for source in sources:
                 if source.name not in self._orders:
-                    folder = getattr(source, "folder", None)  # which a collection of a program's own may not have
-                    self._orders[source.name] = Orders(folder / _ORDERS_FILE if isinstance(folder, Path) else None)
+                    self._orders[source.name] = orders_of(source)
             return {source.name: self._orders[source.name] for source in sources}
 
     def _open(self, name: str) -> Source:

@@ -141,7 +141,7 @@ def test_an_answer_has_a_limit_unless_one_is_set(
 
 
 def test_an_answer_that_was_cut_says_so(call: Any, fake_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_cli.run.MAX_TOKENS", 5)
+    monkeypatch.setattr("edge_cli.asking.MAX_TOKENS", 5)
     result = call("run", "hi", app=fake_app(script=lambda _: "word " * 50))
     assert result.code == 0
     assert "limited to 5 tokens" in result.err
