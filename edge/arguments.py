@@ -21,8 +21,8 @@ from edge.structured.shapes import Shape, shape_of, shape_of_constraint
 from edge.types import Message, Sampling, SamplingOptions, Tool, kind_of
 
 if TYPE_CHECKING:
-    from edge.tiers.base import Consent
     from edge.grounding.choose import Docs
+    from edge.tiers.base import Consent
     from edge.tool_runner import Approve
 
 __all__ = [

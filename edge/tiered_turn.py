@@ -41,6 +41,14 @@ class TieredTurn(Turn):
         if self.relay.router.measures:
             self.answers = None  # an earlier answer cannot be measured
 
+    def _ground(self) -> None:
+        """As in `Turn`; whoever answers gets the passages, and consent is asked for them, too."""
+        super()._ground()
+        relay, prompt = self.relay, self.request.prompt
+        if self._prompt is not prompt and not isinstance(self._prompt, str):
+            relay.request = replace(relay.request, prompt=[*relay.request_messages[:-1], self._prompt[-1]])
+        relay.request = replace(relay.request, grounding=None, docs=None)
+
     def _answer_round(self) -> Finished:
         relay = self.relay
         if self._stays:

@@ -26,6 +26,7 @@ from edge.tiers.remote import RemoteTier
 from edge.tiers.router import Router
 from tests.servers.chat import WAIT_S, ChatServer, Says, chat_server
 from tests.serving import serving
+from tests.unit.grounding.library import RESET, library
 
 SURE, UNSURE = "sure", "unsure"
 
@@ -183,6 +184,35 @@ def test_nothing_leaves_the_device_unless_somebody_agrees() -> None:
         assert reply.wait() == "Paris"
         assert reply.answered_by == f"real-model at {server.url.removeprefix('http://')}"
         assert server.asked == [asked[-1].body]
+
+
+def test_passages_of_documents_are_sent_on_once_and_consent_is_asked_for_them_too() -> None:
+    asked: list[Outgoing] = []
+    question = "How do I reset the pump?"
+
+    def agree(outgoing: Outgoing) -> bool:
+        asked.append(outgoing)
+        return len(asked) > 1
+
+    with chat_server() as server, small(Escalation(remote(server), consent=agree)) as ai:
+        for _ in range(2):
+            reply = ai.generate(question, docs=library(), escalate=True)
+            reply.wait()
+            assert [one.number for one in reply.citations] == [1, 2]
+        assert RESET.text in asked[0].text(), "what would be sent can be seen first"
+        assert server.asked == [asked[1].body]
+        sent = server.asked[0]["messages"][-1]["content"]
+        assert sent.count(RESET.text) == 1
+        assert sent.endswith(question)
+        assert "/docs/" not in str(server.asked[0])
+    with larger(lambda _: "Hold it [2].") as (model, tier), small(Escalation(tier)) as ai:
+        conversation = ai.conversation(docs=library())
+        reply = conversation.send(question, escalate=True)
+        reply.wait()
+        assert model.prompts[-1][-1][1].count(RESET.text) == 1
+        assert conversation.messages[0].message().content == model.prompts[-1][-1][1]
+        assert [one.number for one in reply.cited] == [2]
+        assert [event.kind for event in reply.events()].count("passages") == 1
 
 
 def test_another_edge_can_be_the_server() -> None:
