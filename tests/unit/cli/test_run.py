@@ -107,7 +107,7 @@ def test_the_name_of_a_model_in_front_of_the_question_is_noticed(call: Any, app:
     result = call("run", *words, app=app)
     assert (result.code, result.out) == (0, f"<{' '.join(words)}>\n")
     question = " ".join(words[1:]) or "your question"
-    assert f'edge run -m {words[0]} "{question}"' in result.err
+    assert f"edge run -m {words[0]} '{question}'" in result.err
 
 
 @pytest.mark.parametrize(
