@@ -11,7 +11,7 @@ import edge
 from edge import events
 from edge.citations import PREAMBLE
 from edge.errors import StorageError, UsageError
-from tests.unit.grounding.library import CLEAN, RESET, Library, library
+from tests.unit.grounding.shelf import CLEAN, RESET, Library, library
 
 QUESTION = "How do I reset the pump?"
 

@@ -26,7 +26,7 @@ from edge.tiers.remote import RemoteTier
 from edge.tiers.router import Router
 from tests.servers.chat import WAIT_S, ChatServer, Says, chat_server
 from tests.serving import serving
-from tests.unit.grounding.library import RESET, library
+from tests.unit.grounding.shelf import RESET, library
 
 SURE, UNSURE = "sure", "unsure"
 

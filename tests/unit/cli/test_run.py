@@ -23,6 +23,7 @@ from edge.errors import StorageError
 from edge.kv.options import StoreOptions
 from edge.kv.store import BlockStore
 from edge.types import Tool
+from edge.units import quoted
 from edge_cli.app import App
 from edge_cli.completers import complete_role
 from edge_cli.prompt import read_prompt
@@ -107,7 +108,7 @@ def test_the_name_of_a_model_in_front_of_the_question_is_noticed(call: Any, app:
     result = call("run", *words, app=app)
     assert (result.code, result.out) == (0, f"<{' '.join(words)}>\n")
     question = " ".join(words[1:]) or "your question"
-    assert f"edge run -m {words[0]} '{question}'" in result.err
+    assert f"edge run -m {words[0]} {quoted(question)}" in result.err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from edge.citations import Citation
 from edge.grounding.choose import Grounding
 from edge.grounding.order import Orders
 from edge.grounding.relevance import coverage
-from tests.unit.grounding.library import CLEAN, RESET, Library, Passage, library
+from tests.unit.grounding.shelf import CLEAN, RESET, Library, Passage, library
 
 
 def n_words(text: str) -> int:

@@ -10,7 +10,7 @@ import edge
 from edge.documents import Collection
 from edge.errors import UsageError
 from edge.grounding.sources import Sources
-from tests.unit.grounding.library import library
+from tests.unit.grounding.shelf import library
 
 TEXT = "To reset the pump, hold the red button for five seconds.\n\nThe warranty lasts two years.\n"
 
