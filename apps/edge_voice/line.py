@@ -123,7 +123,7 @@ class Line:
             stages.wording,
             on_event,
             clock,
-            language=settings.language,
+            language=settings.language or "en",
             on_done=on_spoken,
             on_played=stages.echo.played if stages.echo.is_full_duplex else None,
         )

@@ -53,7 +53,7 @@ def choose_recogniser(settings: Settings) -> str:
     return voice.recogniser or _first_for(voice.language, "recogniser")
 
 
-def _first_for(language: str, kind: StageKind) -> str:
+def _first_for(language: str | None, kind: StageKind) -> str:
     for row in STAGES.values():
         if row.kind == kind and (not row.languages or language in row.languages):
             return row.name

@@ -25,13 +25,14 @@ class StreamResampler:
 
     Args:
         rate: samples a second of the input.
+        quality: soxr's name of it.
     """
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int, *, quality: str = "LQ") -> None:
         import soxr
 
         # "LQ" has 16-bit precision and a soft edge; it lags by 20 ms, better ones by 40. Recognisers do as well with it.
-        self._stream = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="LQ")
+        self._stream = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality=quality)
 
     def add(self, samples: Samples) -> Samples:
         """Return the output that became complete with these samples; it may be empty."""
@@ -39,6 +40,13 @@ class StreamResampler:
             return samples
         converted: Samples = self._stream.resample_chunk(samples)
         return converted
+
+    def end(self) -> Samples:
+        """Return the rest of the output, when no more comes."""
+        rest: Samples = np.zeros(0, np.float32)
+        if self._stream is not None:
+            rest = self._stream.resample_chunk(rest, last=True)
+        return rest
 
 
 def resample(samples: Samples, rate: int, to: int = RATE) -> Samples:

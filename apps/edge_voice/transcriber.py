@@ -57,7 +57,7 @@ class Transcriber:
 
     Args:
         recogniser: used by this thread alone, but for its `cancel`.
-        language: of the speech.
+        language: of the speech; None leaves it to the recogniser.
         on_done: called with every transcript, from the thread.
         is_threaded: False runs each job in `submit`, for tests.
     """
@@ -65,7 +65,7 @@ class Transcriber:
     def __init__(
         self,
         recogniser: Recogniser,
-        language: str,
+        language: str | None,
         on_done: Callable[[Transcript], None],
         *,
         is_threaded: bool = True,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_voice.registry import open_stage
+from edge_voice.registry import find_stage, open_stage
 from edge_voice.segments import Segmenter
 from edge_voice.stages import RATE
 
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from edge_voice.registry import StageKind
     from edge_voice.stages import Recogniser, Samples, Vad
 
-__all__ = ["Segment", "Transcript", "find_speech", "transcribe", "transcribe_segments"]
+__all__ = [
+    "Segment",
+    "Transcript",
+    "find_speech",
+    "models_for_sound",
+    "open_for",
+    "transcribe",
+    "transcribe_segments",
+]
 
 _BEFORE_S, _AFTER_S = 0.4, 0.2  # kept around speech: its first and last sounds are quiet
 _PAUSE_S = 0.5  # that ends a stretch
@@ -85,7 +93,7 @@ def transcribe(array: NDArray[Any], rate: int, language: str | None = None, *, s
     samples = mono(array, rate)
     settings = settings or load_settings()
     with _one_at_a_time:
-        vad, recogniser, spoken = _open(settings, language)
+        vad, recogniser, spoken = open_for(settings, language)
         began_s = time.perf_counter()
         segments = tuple(transcribe_segments(samples, vad, recogniser, spoken))
         took_s = time.perf_counter() - began_s
@@ -97,15 +105,35 @@ _opened: dict[tuple[str, ...], Any] = {}
 _one_at_a_time = threading.Lock()
 
 
-def _open(settings: Settings, language: str | None) -> tuple[Vad, Recogniser, str | None]:
-    """Return the stages for a language, opened once, and the language to ask for: None to find it out."""
+def open_for(settings: Settings, language: str | None = None) -> tuple[Vad, Recogniser, str | None]:
+    """Return the stages for a language, opened once, and the language to ask for: None to find it out. As `transcribe`."""
     from edge_voice.opening import choose_recogniser
 
-    spoken = language or settings.voice.language
-    with_language = msgspec.structs.replace(settings, voice=msgspec.structs.replace(settings.voice, language=spoken))
+    with_language = _with_language(settings, language)
+    spoken = with_language.voice.language
     vad = _open_once("vad", settings.voice.vad, settings)
     recogniser = _open_once("recogniser", choose_recogniser(with_language), settings)
-    return vad, recogniser, None if spoken == "auto" else spoken
+    return vad, recogniser, spoken
+
+
+def models_for_sound(settings: Settings, language: str | None = None) -> list[str]:
+    """Return the models of the catalogue that `transcribe` needs.
+
+    Raises:
+        UsageError: no recogniser knows the language.
+    """
+    from edge_voice.opening import choose_recogniser
+
+    recogniser = choose_recogniser(_with_language(settings, language))
+    rows = (find_stage("vad", settings.voice.vad), find_stage("recogniser", recogniser))
+    return [row.model for row in rows if row.model]
+
+
+def _with_language(settings: Settings, language: str | None) -> Settings:
+    if language is None:
+        return settings
+    voice = msgspec.structs.replace(settings.voice, language=None if language == "auto" else language)
+    return msgspec.structs.replace(settings, voice=voice)
 
 
 def _open_once(kind: StageKind, name: str, settings: Settings) -> Any:

@@ -298,7 +298,7 @@ class VoiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         voice: stage by name; None is the best one that this device computes faster than it is spoken.
         voice_name: who speaks, of a voice that has several, such as "am_puck" of Kokoro; None is its own choice.
         echo: stage by name; None is the canceller where it is installed, else half-duplex. With headphones there is no echo.
-        language: that is spoken, as a code such as "de".
+        language: that is spoken, as a code such as "de"; None finds it out, which takes Whisper.
         speed: of the voice; 1 is its usual pace.
         hands_free: listen all the time; otherwise while a key is pressed once and until the utterance ends.
         wake_word: listen for this word before anything else: a stage, "module:function"; docs/voice.md says why none ships.
@@ -318,7 +318,7 @@ class VoiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     voice: str | None = None
     voice_name: str | None = None
     echo: str | None = None
-    language: str = "en"
+    language: str | None = "en"
     speed: Annotated[float, msgspec.Meta(ge=0.5, le=2)] = 1.0
     hands_free: bool = False
     wake_word: str | None = None
