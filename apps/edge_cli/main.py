@@ -21,7 +21,7 @@ COMMANDS = {
     "batch": Entry("edge_cli.batch:batch", "Answer a file of requests (OpenAI's batch format)."),
     "score": Entry("edge_cli.score:score", "Say how likely given answers are, for each line of a file."),
     "embed": Entry("edge_cli.embed:embed", "Turn texts into vectors, for search and comparison."),
-    "listen": Entry("edge_cli.listen:listen", "Print what is said, or what a sound file says."),
+    "listen": Entry("edge_cli.listen:listen", "Print what is said, a line for each utterance."),
     "serve": Entry("edge_cli.serve:serve", "Serve models to other programs, over HTTP."),
     "models": Entry("edge_cli.models:models", "List, download, show, name and remove models."),
     "convert": Entry("edge_cli.convert:convert", "Convert a checkpoint to GGUF, ONNX or Core ML."),

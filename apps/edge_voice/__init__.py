@@ -12,9 +12,10 @@ keeping.py   what was said as WAV files, where that is asked for
 audio.py     microphone and loudspeaker through PortAudio; devices.py, which there are; ring.py, between callback and reader
 resample.py  any rate and number of channels to one channel at 16 kHz
 vad.py       tells speech from other sounds; endpoint.py, a finished utterance from a pause; mel.py, spectrograms for models
-asr/         recognisers; transcripts.py, a whole sound as text
 sentences.py splits a reply into pieces to speak; spoken.py, says one in words; plain_words.py, number_words.py, in English
+asr/         recognisers; transcripts.py, a whole sound as text; wav.py, sound files
 tts/         voices
+hearing.py   hearing without speaking
 levels.py    loudness of the microphone
 echo.py      takes the loudspeaker out of the microphone, or stays deaf meanwhile
 testing.py   stages without devices and models
@@ -23,3 +24,21 @@ The packages of the extra "voice" are imported when a stage that needs one is op
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from edge_voice.hearing import Hearing, hear
+    from edge_voice.transcripts import Segment, Transcript, transcribe
+
+__all__ = ["Hearing", "Segment", "Transcript", "hear", "transcribe"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "edge_voice.hearing": ("Hearing", "hear"),
+        "edge_voice.transcripts": ("Segment", "Transcript", "transcribe"),
+    },
+)
