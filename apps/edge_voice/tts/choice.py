@@ -54,7 +54,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def find_voices(settings: Settings) -> tuple[str, ...]:
     """Return the voices that can speak the language of the settings here and now, in the order of the registry."""
-    return tuple(row.name for row in _voice_rows() if _speaks(row, settings.voice.language) and _is_here(row, settings))
+    return tuple(row.name for row in _voice_rows() if _speaks(row, settings.voice.language or "en") and _is_here(row, settings))
 
 
 def open_voice(settings: Settings, *, on_notice: Callable[[str], None] | None = None) -> Voice:
@@ -169,7 +169,7 @@ def _is_here(row: StageRow, settings: Settings) -> bool:
 
 
 def _none_here(settings: Settings) -> EdgeError:
-    language = settings.voice.language
+    language = settings.voice.language or "en"
     rows = [row for row in _voice_rows() if _speaks(row, language) and row.name != "say"]
     if not rows:
         return BackendUnavailableError(
