@@ -9,6 +9,7 @@ run.py         `edge run`; prompt.py, its message; constraint.py, what its answe
 batch.py       `edge batch`; score.py, `edge score`; jsonl.py, files of JSON lines, and results that survive the process
 embed.py       `edge embed`
 listen.py      `edge listen`; voice_models.py, models for voice, fetched when a command first needs them
+voice.py       `edge voice`; voice_checks.py, the checks of its doctor
 chat.py        `edge chat`; first_use.py, the engines compared before the first one; serve.py, `edge serve`; mcp.py, `edge mcp`
 models.py      `edge models`; models_listing.py, its tables; models_voice.py, models for voice
 devices.py     `edge devices`; doctor.py, `edge doctor`; checks.py, the checks of it

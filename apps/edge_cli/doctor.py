@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge.plan import Plan
     from edge_cli.checks import Check
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "show_checks"]
 
 _COMMAND = re.compile(r": ((?:[A-Z_]+=\S+ )?(?:edge|sudo|make|pip|cp|ls|python) [^:]*)$")
 _COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
@@ -80,7 +80,7 @@ def doctor(app: App, as_json: bool) -> int:
         return 0 if is_ok else 1
     output.table(device_rows(profile))
     output.line()
-    _show_checks(found)
+    show_checks(found)
     if plans:
         output.line(f"\nHow {settings.model} is run here, and why:")
         output.table([(choice.what, choice.value, choice.reason) for choice in plans[0].choices], indent="  ")
@@ -106,7 +106,8 @@ def _settings(app: App, found: list[Check]) -> Settings:
     return settings
 
 
-def _show_checks(found: list[Check]) -> None:
+def show_checks(found: list[Check]) -> None:
+    """Write findings as a table, each hint below its finding."""
     rows: list[tuple[str, str, str]] = []
     for check in found:
         rows.append((check.state, check.what, check.text))

@@ -22,6 +22,7 @@ COMMANDS = {
     "score": Entry("edge_cli.score:score", "Say how likely given answers are, for each line of a file."),
     "embed": Entry("edge_cli.embed:embed", "Turn texts into vectors, for search and comparison."),
     "listen": Entry("edge_cli.listen:listen", "Print what is said, a line for each utterance."),
+    "voice": Entry("edge_cli.voice:voice", "Check what a conversation by voice needs."),
     "serve": Entry("edge_cli.serve:serve", "Serve models to other programs, over HTTP."),
     "models": Entry("edge_cli.models:models", "List, download, show, name and remove models."),
     "convert": Entry("edge_cli.convert:convert", "Convert a checkpoint to GGUF, ONNX or Core ML."),

@@ -16,7 +16,7 @@ sentences.py splits a reply into pieces to speak; spoken.py, says one in words; 
 asr/         recognisers; transcripts.py, a whole sound as text; wav.py, sound files
 tts/         voices
 hearing.py   hearing without speaking
-levels.py    loudness of the microphone
+levels.py    loudness of the microphone; soundcheck.py, what is wrong with it, and with the way from the loudspeaker
 echo.py      takes the loudspeaker out of the microphone, or stays deaf meanwhile
 testing.py   stages without devices and models
 
