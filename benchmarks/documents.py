@@ -123,25 +123,32 @@ def measure_upkeep(collection: Collection, store: Path, found: dict[str, float])
     found["remove a document of 100 passages"] = timed(lambda: collection.remove("/documents/0.txt"))
 
 
-def measure_graph(store: Path, n_passages: int, found: dict[str, float]) -> None:
-    """Compare the exact search with usearch's HNSW graph over the same vectors."""
-    from usearch.index import Index
-
+def measure_vectors(store: Path, n_passages: int, found: dict[str, float], *, usearch: bool) -> None:
+    """Compare the exact search, that by signs, and usearch's HNSW graph over the same vectors."""
     (path,) = (store / f"n{n_passages}").glob("vectors-*.f32")
     rows = vectors.open_rows(path, path.stat().st_size // (4 * N_DIMS), N_DIMS)
     rng = np.random.default_rng(3)
-    queries = rows[rng.integers(len(rows), size=N_QUERIES)] + 0.02 * rng.normal(size=(N_QUERIES, N_DIMS)).astype(np.float32)
-    index = Index(ndim=N_DIMS, metric="ip", dtype="f16")
-    found["usearch: build, s"] = timed(lambda: index.add(np.arange(len(rows)), rows)) / 1e3
-    exact = [vectors.nearest(rows, query, 50)[0] for query in queries]
-    found["vectors alone, exact"] = statistics.median(timed(lambda q=q: vectors.nearest(rows, q, 50)) for q in queries)
-    found["usearch: search"] = statistics.median(timed(lambda q=q: index.search(q, 50)) for q in queries)
-    same = [len(set(one) & set(index.search(query, 50).keys.tolist())) for one, query in zip(exact, queries, strict=True)]
-    found["usearch: share of the 50 nearest"] = sum(same) / 50 / len(same)
-    target = store / "graph.usearch"
-    index.save(str(target))
-    found["usearch: file, MB"] = target.stat().st_size / 1e6
-    target.unlink()
+    queries = rows.values[rng.integers(len(rows.values), size=N_QUERIES)]
+    queries = queries + 0.02 * rng.normal(size=queries.shape).astype(np.float32)
+    exact = [vectors.nearest(rows, query, 50, exact_rows=len(rows.values))[0] for query in queries]
+
+    def compare(name: str, search: Callable[[Any], Sequence[int]]) -> None:
+        found[f"{name}"] = statistics.median(timed(lambda query=query: search(query)) for query in queries)
+        same = [len(set(one) & set(search(query))) for one, query in zip(exact, queries, strict=True)]
+        found[f"{name}: share of the 50 nearest"] = sum(same) / 50 / len(same)
+
+    compare("vectors, all", lambda query: vectors.nearest(rows, query, 50, exact_rows=len(rows.values))[0])
+    compare("vectors, by signs", lambda query: vectors.nearest(rows, query, 50, exact_rows=0)[0])
+    if usearch:
+        from usearch.index import Index
+
+        index = Index(ndim=N_DIMS, metric="ip", dtype="f16")
+        found["usearch: build, s"] = timed(lambda: index.add(np.arange(len(rows.values)), rows.values)) / 1e3
+        compare("usearch", lambda query: index.search(query, 50).keys.tolist())
+        target = store / "graph.usearch"
+        index.save(str(target))
+        found["usearch: file, MB"] = target.stat().st_size / 1e6
+        target.unlink()
 
 
 def main() -> None:
@@ -156,8 +163,7 @@ def main() -> None:
         columns = []
         for n_passages in arguments.passages:
             found = measure(store, n_passages)
-            if arguments.usearch:
-                measure_graph(store, n_passages, found)
+            measure_vectors(store, n_passages, found, usearch=arguments.usearch)
             columns.append(found)
             shutil.rmtree(store / f"n{n_passages}")
     print("| ms, unless said | " + " | ".join(f"{n:,}" for n in arguments.passages) + " |")

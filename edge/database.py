@@ -23,6 +23,7 @@ from edge.units import quoted
 __all__ = ["BUSY_TIMEOUT_S", "Database", "Schema"]
 
 BUSY_TIMEOUT_S = 10.0
+_SHRUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,25 @@ class Database:
                     f"It was deleted, but {self._name}-wal still has traces of it, because it could not be emptied: {error}.",
                     "They disappear when edge next writes there; free some space if the disk is full.",
                 ) from error
+
+    def shrink(self) -> None:
+        """Give free pages back to the file system, if they are most of a large file. Waits for nobody: it is left for later.
+
+        Raises:
+            StorageError: the disk is full, or the file cannot be written.
+        """
+        with self._translated(), self._write_lock, self._read_lock:
+            connection = self._usable(self._writer)
+            n_free, n_pages, page_bytes = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count", "page_size")
+            )
+            if n_free * page_bytes < _SHRUNK_BYTES or 2 * n_free < n_pages:
+                return
+            try:
+                connection.execute("VACUUM")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
 
     def close(self) -> None:
         """Close the file. May be called twice."""

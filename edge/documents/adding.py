@@ -141,6 +141,7 @@ class Adding:
             with self._db.write() as connection:
                 db.optimise(connection)
             self._db.forget_deleted()
+            self._db.shrink()
         self._meaning.wipe_deleted()
 
 

@@ -191,6 +191,7 @@ class Collection:
         self._meaning.wipe_deleted()
         if gone:
             self._db.forget_deleted()
+            self._db.shrink()
         return len(gone)
 
     def delete(self) -> None:

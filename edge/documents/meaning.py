@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Meaning"]
 
+_MOST_DEAD = 1000  # rows of deleted passages that are not worth a new file
+_MOVED_AT_ONCE = 8192
 _AT_ONCE = 32  # passages between two commits
 _MOST_TOKENS = 320
 _HEADING_TOKENS = 40
@@ -52,7 +54,7 @@ class Meaning:
             self._embedder, self._name = embedder, embedder.name
         self._lock = ProcessLock()
         self._is_missing = False
-        self._rows: tuple[tuple[int, int], NDArray[np.float32]] | None = None
+        self._rows: tuple[tuple[int, int], vectors.Rows] | None = None
 
     def sizing(self) -> tuple[int, CountTokens]:
         """Return the most tokens of a passage, and how they are counted."""
@@ -140,7 +142,7 @@ class Meaning:
         for chunk_id in chunk_ids:
             row = connection.execute("SELECT slot FROM chunk WHERE id = ?", (chunk_id,)).fetchone()
             if row is not None and row[0] is not None:
-                found[chunk_id] = float(rows[row[0]] @ vector)
+                found[chunk_id] = float(rows.values[row[0]] @ vector)
         return found
 
     def embed_waiting(self, on_done: Callable[[int, int], None]) -> None:
@@ -182,7 +184,7 @@ class Meaning:
             generation = int(db.get_meta(connection, "generation", 0))
             connection.execute("UPDATE chunk SET slot = NULL WHERE slot IS NOT NULL")
             connection.execute("DELETE FROM wiped")
-            self._path(generation).unlink(missing_ok=True)
+            vectors.remove(self._path(generation + 1))  # of a run that was killed
             for key, value in (
                 ("model", embedder.name),
                 ("model_source", self._name or ""),
@@ -204,13 +206,39 @@ class Meaning:
             db.set_meta(connection, "n_slots", n_slots + len(chunk_ids))
 
     def wipe_deleted(self) -> None:
-        """Overwrite the vectors of deleted passages."""
+        """Overwrite the vectors of deleted passages. If they are most of a file, the others move to a new one."""
         with self._db.write() as connection:
+            self._drop_stale(connection)
             slots = [row[0] for row in connection.execute("SELECT slot FROM wiped")]
             if slots:
                 generation, n_dims = (int(db.get_meta(connection, key, 0)) for key in ("generation", "n_dims"))
                 vectors.wipe(self._path(generation), slots, n_dims)
                 connection.execute("DELETE FROM wiped")
+            n_vectors = db.chunk_counts(connection)[1]
+            if int(db.get_meta(connection, "n_slots", 0)) > 2 * n_vectors + _MOST_DEAD:
+                self._move(connection)
+
+    def _drop_stale(self, connection: sqlite3.Connection) -> None:
+        """Delete files that are no longer used. Not at once: a search that began before may open them yet."""
+        generation = int(db.get_meta(connection, "generation", 0))
+        for file in self._folder.glob("vectors-*.f32"):
+            if file != self._path(generation):
+                vectors.remove(file)
+
+    def _move(self, connection: sqlite3.Connection) -> None:
+        generation, n_slots, n_dims = (int(db.get_meta(connection, key, 0)) for key in ("generation", "n_slots", "n_dims"))
+        rows = vectors.open_rows(self._path(generation), n_slots, n_dims)
+        # By slot, so that a new number is never one that another passage still has.
+        found = connection.execute("SELECT slot, id FROM chunk WHERE slot IS NOT NULL ORDER BY slot").fetchall()
+        vectors.remove(self._path(generation + 1))  # of a run that was killed here
+        for first in range(0, len(found), _MOVED_AT_ONCE):
+            part = found[first : first + _MOVED_AT_ONCE]
+            vectors.append(self._path(generation + 1), first, rows.values[[slot for slot, _ in part]])
+        connection.executemany(
+            "UPDATE chunk SET slot = ? WHERE id = ?", [(number, chunk_id) for number, (_, chunk_id) in enumerate(found)]
+        )
+        db.set_meta(connection, "generation", generation + 1)
+        db.set_meta(connection, "n_slots", len(found))
 
     def close(self) -> None:
         """Close the model that was loaded here. May be called twice."""
@@ -222,12 +250,9 @@ class Meaning:
     def _is_whole(self, connection: sqlite3.Connection) -> bool:
         """Return True unless the file of vectors is missing or too short."""
         n_slots, n_dims, generation = (int(db.get_meta(connection, key, 0)) for key in ("n_slots", "n_dims", "generation"))
-        try:
-            return not n_slots or self._path(generation).stat().st_size >= n_slots * n_dims * 4
-        except OSError:
-            return False
+        return vectors.is_whole(self._path(generation), n_slots, n_dims)
 
-    def _mapped(self, connection: sqlite3.Connection, n_dims: int) -> NDArray[np.float32]:
+    def _mapped(self, connection: sqlite3.Connection, n_dims: int) -> vectors.Rows:
         generation, n_slots = (int(db.get_meta(connection, key, 0)) for key in ("generation", "n_slots"))
         held = self._rows
         if held is None or held[0] != (generation, n_slots):

@@ -99,7 +99,36 @@ def test_another_model_computes_all_vectors_again(tmp_path: Path, texts: Path) -
         assert collection.update().n_vectors == 3
         assert collection.search("physician", how="meaning")[0].document.name == "c.txt"
         assert collection.info.model == "others"
-        assert [file.stat().st_size for file in collection.folder.glob("vectors-*")] == [3 * 16 * 4]
+        collection.update()
+        assert [file.stat().st_size for file in collection.folder.glob("vectors-*.f32")] == [3 * 16 * 4]
+
+
+def test_removing_most_of_a_collection_gives_space_back(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge import database
+    from edge.documents import meaning
+
+    monkeypatch.setattr(meaning, "_MOST_DEAD", 2)
+    monkeypatch.setattr(database, "_SHRUNK_BYTES", 1 << 16)
+    (tmp_path / "many").mkdir()
+    for number in range(30):
+        (tmp_path / f"many/{number}.txt").write_text(f"Number {number} is about nothing. " * 300)
+    with open_one(tmp_path, concept_embedder()) as collection, open_one(tmp_path, concept_embedder()) as other:
+        collection.add([tmp_path / "many", texts])
+        best = other.search("physician", 3, "meaning")
+        before = collection.info
+        collection.remove(tmp_path / "many")
+        after = collection.info
+        assert (before.n_vectors > 30, after.n_vectors) == (True, 3)
+        assert after.size_bytes < before.size_bytes / 2
+        assert sorted(len(np.fromfile(file, np.float32)) // 32 for file in collection.folder.glob("*.f32"))[0] == 3
+        for one in (collection, other):
+            hits = one.search("physician", 3, "meaning")
+            assert {hit.document.name for hit in hits} == set(TEXTS)
+            assert hits[0] == best[0]
+        (texts / "d.txt").write_text("An icy wind.")
+        collection.update()
+        assert len(list(collection.folder.glob("*.f32"))) == 1
+        assert {hit.document.name for hit in other.search("freezing", 2, "meaning")} == {"b.txt", "d.txt"}
 
 
 def test_a_lost_file_of_vectors_is_made_again(tmp_path: Path, texts: Path) -> None:
