@@ -5,7 +5,7 @@
 
 For each question set: its documents are added to a collection; each of some questions, chosen by the seed, is searched by
 words, by meaning and by both. Printed: the share of questions whose document is among the first k passages (recall@k), the mean
-reciprocal rank of its first passage among ten, and the share of those whose answer, word for word, is in the first four.
+reciprocal rank of its first passage among ten, and the share of those whose answer, word for word, is in the first six.
 
 found: a collection with half of the documents is asked about all of them. Printed: how often something counts as found for
 questions that it can answer and for those about the other half, at several thresholds, and the area under the curve.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 DEPTH = 10
 AT = (1, 3, 5, 10)
-IN_PROMPT = 4
+IN_PROMPT = 6
 THRESHOLDS = (0.6, 0.7, 0.8, 0.85, 0.9, 1.0, 1.1)
 SYSTEM = "Answer the question in a few words, without a sentence around them."
 
@@ -77,7 +77,7 @@ def search(collection: Collection, questions: list[Question]) -> dict[str, dict[
                 has_answer.append(any(contains(text, answer) for answer in question.answers))
         result[how] = {f"recall@{k}": sum(0 < rank <= k for rank in ranks) / len(ranks) for k in AT}
         result[how]["mrr@10"] = sum(1 / rank for rank in ranks if rank) / len(ranks)
-        result[how]["answer@4"] = sum(has_answer) / max(1, len(has_answer))
+        result[how]["answer@6"] = sum(has_answer) / max(1, len(has_answer))
         result[how]["ms"] = (time.perf_counter() - began) * 1000 / len(questions)
     return result
 

@@ -15,7 +15,7 @@ models.py      `edge models`; models_listing.py, its tables; models_voice.py, mo
 devices.py     `edge devices`; doctor.py, `edge doctor`; checks.py, the checks of it
 config.py      `edge config`; settings_check.py, values that are known elsewhere
 conversations.py  `edge conversations`; conversations_listing.py, its tables
-docs.py        `edge docs`; docs_listing.py, its tables
+docs.py        `edge docs`; docs_listing.py, its tables; docs_ask.py, docs_warm.py, two commands of it
 kv.py          `edge kv`; kv_listing.py, its tables; kv_warm.py, kv_slot.py, two commands of it
 bench.py       `edge bench`; tune.py, `edge tune`; profile.py, `edge profile`
 ladder.py      `edge ladder`; ladder_child.py, the process that it measures

@@ -16,6 +16,8 @@ from edge_cli import docs_listing as listing
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_collection, complete_file, complete_model
+from edge_cli.docs_ask import ask
+from edge_cli.docs_warm import warm
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option, require_exclusive
 from edge_cli.progress import DocumentProgress, PullProgress
@@ -38,6 +40,10 @@ def docs() -> None:
     Text, Markdown, source code, HTML, PDF and Word files become passages of a collection on this device, private to you. A
     search finds passages with their place in the file.
     """
+
+
+docs.add_command(ask)
+docs.add_command(warm)
 
 
 def _collection_option(function: Function) -> Function:
@@ -254,6 +260,8 @@ def rm(app: App, paths: tuple[str, ...], collection: str, everything: bool, yes:
         else:
             numbers = [found.remove(path) for path in paths]
             n_gone, missing = sum(numbers), [path for path, number in zip(paths, numbers, strict=True) if not number]
+    if n_gone:
+        _forget_warmed(app, collection)
     if as_json:
         output.json_object({"removed": n_gone, "missing": missing})
     else:
@@ -261,6 +269,16 @@ def rm(app: App, paths: tuple[str, ...], collection: str, everything: bool, yes:
         for path in missing:
             output.note(f"  no document of {collection} is at {path}")
     return 1 if missing and not n_gone else 0
+
+
+def _forget_warmed(app: App, collection: str) -> None:
+    """Delete what edge docs warm stored for a collection: it has the text of its documents."""
+    from edge.grounding.warming import release
+
+    settings = app.settings()
+    if settings.kv.enabled and settings.paths.kv_dir.is_dir():
+        with app.blocks(settings) as blocks:
+            release(blocks, collection, forgets=True)
 
 
 class _Loader:

@@ -16,7 +16,7 @@ from edge_chat.widgets.passages import Passages
 from tests.chat_app import enter, fake_app, say, settle
 
 FILES = {
-    "care.md": "# Care\n\nClean the filter of the pump every month.\n",
+    "care.md": "# Care\n\nClean the filter of the pump every month, and reset it.\n",
     "reset.md": "# Reset\n\nTo reset the pump, hold the red button.\n",
 }
 

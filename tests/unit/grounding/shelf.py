@@ -37,8 +37,10 @@ class Library:
         self.is_closed = True
 
 
-RESET = Passage("/docs/manual.md", "To reset the pump, hold the red button for five seconds.", 3, lines=(12, 13))
-CLEAN = Passage("/docs/manual.md", "Clean the filter of the pump every month.", 1, lines=(4, 4), heading="Care")
+RESET = Passage(
+    "/docs/manual.md", "To reset the pump, hold the red button for five seconds; clean its filter first.", 3, lines=(12, 13)
+)
+CLEAN = Passage("/docs/manual.md", "Clean the filter of the pump every month, and reset it.", 1, lines=(4, 4), heading="Care")
 WARRANTY = Passage("/docs/warranty.pdf", "The warranty lasts for two years.", 0, lines=None, page=3)
 
 

@@ -39,9 +39,10 @@ def test_vectors_count_beside_words() -> None:
 
 
 def test_the_nearest_that_fit_are_taken_and_the_first_in_any_case() -> None:
-    room = n_words(RESET.text)
-    assert [one.text for one in Grounding([library()], "reset the pump").choose(room, n_words).new] == [RESET.text]
-    assert [one.text for one in Grounding([library()], "reset the pump").choose(1, n_words).new] == [RESET.text]
+    room = n_words(CLEAN.text)
+    for short in (room, 1):
+        found = Grounding([library()], "reset the pump, every month").choose(short, n_words)
+        assert [one.text for one in found.new] == [CLEAN.text]
 
 
 def test_a_follow_up_is_searched_with_the_question_before() -> None:
@@ -52,7 +53,7 @@ def test_a_follow_up_is_searched_with_the_question_before() -> None:
 
 
 def test_passages_of_earlier_messages_keep_their_numbers_unless_they_may_be_gone() -> None:
-    first = Grounding([library()], "Clean the filter").choose(1000, n_words)
+    first = Grounding([library()], "every month").choose(1000, n_words)
     assert [one.number for one in first.new] == [1]
 
     def again(*, repeats: bool) -> Grounding:
@@ -80,6 +81,17 @@ def test_the_order_is_that_of_the_prompt_before() -> None:
     Grounding([Library(*one.passages[3:])], "pump number", orders=orders).choose(1000, n_words)
     chosen = Grounding([Library(*reversed(one.passages[2:]))], "pump number", orders=orders).choose(1000, n_words)
     assert [citation.document for citation in chosen.new] == ["/3.md", "/4.md", "/5.md", "/2.md"]
+
+
+def test_passages_far_behind_the_best_are_left_out() -> None:
+    shelf = Library(RESET, Passage("/docs/other.md", "The pump is blue."))
+    assert [one.text for one in Grounding([shelf], "reset the pump").choose(1000, n_words).new] == [RESET.text]
+
+
+def test_a_blank_question_is_not_searched_for() -> None:
+    found = library()
+    assert Grounding([found], "  ").choose(1000, n_words).citations == ()
+    assert found.questions == []
 
 
 def test_it_is_searched_once() -> None:
