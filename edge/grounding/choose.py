@@ -19,8 +19,8 @@ MOST_PASSAGES = 6
 """Passages in a prompt at most."""
 
 SHARE_OF_BEST = 0.6
-"""Least relevance of a passage in a prompt, as a share of the best one's. Over two public question sets it leaves out half of the
-passages, and never the one with the answer (docs/documents.md).
+"""Least relevance of a passage in a prompt, as a share of the best one's: over two public question sets this leaves out half of
+them, and never the one with the answer (docs/documents.md).
 """
 
 MIN_RELEVANCE = 0.85
