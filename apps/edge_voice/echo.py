@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edge_voice.stages import BLOCK, RATE
@@ -16,6 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["HalfDuplex", "Headphones", "LivekitCanceller", "open_half_duplex", "open_headphones", "open_livekit"]
 
 _FRAME = RATE // 100  # WebRTC's audio processing takes 10 ms at a time
+_JITTER = RATE // 20  # by which the time of a piece may differ from the end of the one before it
+_LEAD = RATE // 50  # by which the loudspeaker is taken to be earlier than its device says
+_PLAYING = RATE // 4  # since the newest sound of a loudspeaker that still plays
 
 
 class Headphones:
@@ -40,11 +41,50 @@ class HalfDuplex(Headphones):
     is_full_duplex = False
 
 
+class _Timeline:
+    """What is heard when: sound by the clock, for a second. Clocks of devices jitter, so that pieces follow each other."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._sound = np.zeros(RATE, np.float32)
+        self.end = 0
+        """Sample after the newest one, counted from the clock's zero."""
+
+    def write(self, samples: Samples, at_s: float) -> None:
+        start = round(at_s * RATE)
+        if abs(start - self.end) > _JITTER:
+            gap = min(max(start - self.end, 0), RATE)
+            self._put(start - gap, self._sound[:0], gap)
+            self.end = start
+        self._put(self.end, samples[-RATE:], 0)
+        self.end += len(samples)
+
+    def _put(self, start: int, samples: Samples, n_zeros: int) -> None:
+        import numpy as np
+
+        places = (start + np.arange(len(samples) + n_zeros)) % RATE
+        self._sound[places[: len(samples)]] = samples
+        self._sound[places[len(samples) :]] = 0
+
+    def read(self, start: int, n: int) -> Samples:
+        """Return samples; silence where nothing is known."""
+        import numpy as np
+
+        places = start + np.arange(n)
+        is_known = (places < self.end) & (places >= self.end - RATE)
+        found: Samples = np.where(is_known, self._sound[places % RATE], 0).astype(np.float32)
+        return found
+
+
 class LivekitCanceller:
     """WebRTC's echo canceller (AEC3) with its noise suppression, from the package livekit.
 
+    It pairs the microphone with what the loudspeaker plays at that time by the clock, not by the order of calls: threads that
+    get no processor for a while would move the echo otherwise, which the canceller takes seconds to learn.
+
     Args:
-        clock: seconds, as in `Block.at_s`.
+        patience_s: longest wait for what the loudspeaker plays, while it plays, in seconds.
 
     Raises:
         ImportError: livekit is not installed.
@@ -54,41 +94,44 @@ class LivekitCanceller:
 
     is_full_duplex = True
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        import numpy as np
+    def __init__(self, patience_s: float = 0.06) -> None:
         from livekit.rtc import AudioFrame
         from livekit.rtc.apm import AudioProcessingModule
 
         self._frame_type: Any = AudioFrame
         self._module: Any = AudioProcessingModule(echo_cancellation=True, noise_suppression=True, high_pass_filter=True)
-        self._clock = clock
-        self._render_s = 0.0
-        self._rest = np.zeros(0, np.float32)
-        self._playing = threading.Lock()  # two loudspeakers follow each other when a device changes
+        self._module.set_stream_delay_ms(round(_LEAD / RATE * 1000))
+        self._patience_s = patience_s
+        self._far = _Timeline()
+        self._near_end = 0
+        self._changed = threading.Condition()
 
     def played(self, samples: Samples, at_s: float) -> None:
         """See `EchoCanceller.played`."""
-        import numpy as np
-
-        with self._playing:
-            self._render_s = max(0.0, at_s - self._clock())
-            sound = np.concatenate([self._rest, samples])
-            n_whole = len(sound) // _FRAME * _FRAME
-            for start in range(0, n_whole, _FRAME):
-                self._module.process_reverse_stream(self._frame_of(sound[start : start + _FRAME]))
-            self._rest = sound[n_whole:]
+        with self._changed:
+            self._far.write(samples, at_s)
+            self._changed.notify_all()
 
     def clean(self, block: Block) -> Samples:
         """See `EchoCanceller.clean`."""
         import numpy as np
 
+        start = round(block.at_s * RATE)
+        if abs(start - self._near_end) <= _JITTER:
+            start = self._near_end
+        self._near_end = start + BLOCK
+        # An echo can only be taken out if what made it is known: a little earlier than the device says that it is heard.
+        with self._changed:
+            end = start + _LEAD + BLOCK
+            if self._far.end > start - _PLAYING:
+                self._changed.wait_for(lambda: self._far.end >= end, self._patience_s)
+            far = self._far.read(start + _LEAD, BLOCK)
         cleaned = np.empty(BLOCK, np.float32)
-        delay_s = self._render_s + max(0.0, self._clock() - block.at_s)
-        self._module.set_stream_delay_ms(min(500, round(delay_s * 1000)))
-        for start in range(0, BLOCK, _FRAME):
-            frame = self._frame_of(block.samples[start : start + _FRAME])
+        for first in range(0, BLOCK, _FRAME):
+            self._module.process_reverse_stream(self._frame_of(far[first : first + _FRAME]))
+            frame = self._frame_of(block.samples[first : first + _FRAME])
             self._module.process_stream(frame)
-            cleaned[start : start + _FRAME] = np.frombuffer(frame.data, np.int16).astype(np.float32) / 32768
+            cleaned[first : first + _FRAME] = np.frombuffer(frame.data, np.int16).astype(np.float32) / 32768
         return cleaned
 
     def close(self) -> None:

@@ -19,16 +19,17 @@ def noise_in_words(seconds: float, seed: int) -> Samples:
     return (rng.standard_normal(n) * 0.1 * is_on).astype(np.float32)
 
 
-def run(far: Samples, near: Samples) -> Samples:
-    """Return the microphone without the loudspeaker."""
-    now = [0.0]
-    canceller = LivekitCanceller(clock=lambda: now[0])
-    cleaned = []
+def run(far: Samples, near: Samples, jitter_s: float = 0.0) -> Samples:
+    """Return the microphone without the loudspeaker, whose sound is announced 60 ms before it is heard."""
+    canceller, rng = LivekitCanceller(patience_s=0.0), np.random.default_rng(5)
+    cleaned, ahead = [], int(0.06 * RATE)
+    canceller.played(far[:ahead], 10.0)
     for start in range(0, len(far) - BLOCK + 1, BLOCK):
-        now[0] = start / RATE
-        canceller.played(far[start : start + BLOCK // 2 + 7], now[0])  # pieces of any length
-        canceller.played(far[start + BLOCK // 2 + 7 : start + BLOCK], now[0])
-        cleaned.append(canceller.clean(Block(near[start : start + BLOCK], now[0])))
+        first, at_s = start + ahead, 10 + (start + ahead) / RATE
+        canceller.played(far[first : first + 167], at_s + rng.uniform(-jitter_s, jitter_s))  # pieces of any length
+        canceller.played(far[first + 167 : first + BLOCK], at_s + 167 / RATE)
+        taken_s = 10 + start / RATE + rng.uniform(-jitter_s, jitter_s)
+        cleaned.append(canceller.clean(Block(near[start : start + BLOCK], taken_s)))
     canceller.close()
     return np.concatenate(cleaned)
 
@@ -37,10 +38,12 @@ def level(sound: Samples) -> float:
     return float(20 * np.log10(np.sqrt((sound**2).mean()) + 1e-9))
 
 
-def test_the_echo_is_gone() -> None:
+@pytest.mark.parametrize("delay_ms", [0, 50, 150])
+@pytest.mark.parametrize("jitter_s", [0.0, 0.02])
+def test_the_echo_is_gone(delay_ms: int, jitter_s: float) -> None:
     far = noise_in_words(5, 1)
-    echo = np.concatenate([np.zeros(800, np.float32), 0.5 * far])[: len(far)]
-    cleaned = run(far, echo)
+    echo = np.concatenate([np.zeros(delay_ms * RATE // 1000, np.float32), 0.5 * far])[: len(far)]
+    cleaned = run(far, echo, jitter_s)
     assert level(echo[-2 * RATE :]) - level(cleaned[-2 * RATE :]) > 20
 
 
@@ -56,3 +59,20 @@ def test_a_voice_beside_the_echo_stays() -> None:
 def test_with_headphones_nothing_is_changed() -> None:
     block = Block(noise_in_words(0.02, 1), 0.0)
     assert Headphones().clean(block) is block.samples
+
+
+def test_what_is_late_is_waited_for_and_no_longer_than_it_plays() -> None:
+    import threading
+    import time
+
+    canceller = LivekitCanceller(patience_s=20.0)
+    block = Block(noise_in_words(0.02, 1), 5.0)
+    canceller.clean(block)  # nothing was ever played
+    canceller.played(np.zeros(BLOCK, np.float32), 5.0)
+    later = threading.Timer(0.05, lambda: canceller.played(np.zeros(2 * BLOCK, np.float32), 5.02))
+    later.start()
+    began = time.monotonic()
+    canceller.clean(Block(block.samples, 5.02))
+    assert time.monotonic() - began < 10
+    later.join()
+    canceller.close()
