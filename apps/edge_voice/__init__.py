@@ -31,14 +31,16 @@ from edge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edge_voice.hearing import Hearing, hear
+    from edge_voice.talk import Talk, TalkOptions, open_talk
     from edge_voice.transcripts import Segment, Transcript, transcribe
 
-__all__ = ["Hearing", "Segment", "Transcript", "hear", "transcribe"]
+__all__ = ["Hearing", "Segment", "Talk", "TalkOptions", "Transcript", "hear", "open_talk", "transcribe"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "edge_voice.hearing": ("Hearing", "hear"),
+        "edge_voice.talk": ("Talk", "TalkOptions", "open_talk"),
         "edge_voice.transcripts": ("Segment", "Transcript", "transcribe"),
     },
 )

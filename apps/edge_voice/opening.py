@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edge.errors import UsageError
-from edge.registry import load_entry
 from edge_voice.line import Stages
 from edge_voice.registry import EXTRA_HINT, STAGES, open_stage
+from edge_voice.sentences import Sentences
+from edge_voice.spoken import spoken
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -36,8 +37,8 @@ def open_stages(settings: Settings) -> Stages:
         echo=open_stage("echo", echo, settings),
         open_microphone=partial(open_stage, "microphone", voice.microphone, settings),
         open_speaker=partial(open_stage, "speaker", voice.speaker, settings),
-        splitter=load_entry("edge_voice.sentences:Sentences"),
-        wording=load_entry("edge_voice.spoken:spoken"),
+        splitter=Sentences,
+        wording=spoken,
         wake=open_stage("wake", voice.wake_word, settings) if voice.wake_word else None,
         notices=notices,
     )
