@@ -55,6 +55,7 @@ class EngineRow:
         formats: model formats that it reads.
         accelerators: what it computes on, the best first.
         on_request: accelerators that must be required, since how much of a model they can take depends on the model.
+        on_trial: of those, what `edge tune` tries where it is, so that the plan may take it unasked once it has won.
         options: settings that it lets one choose.
         kv_types: of keys and values, where it lets one choose; the usual one first, then those that save memory.
         package: what has to be installed; None if nothing.
@@ -80,6 +81,7 @@ class EngineRow:
     formats: tuple[Format, ...]
     accelerators: tuple[Accelerator, ...]
     on_request: tuple[Accelerator, ...] = ()
+    on_trial: tuple[Accelerator, ...] = ()
     options: tuple[Option, ...] = ()
     kv_types: tuple[KVType, ...] = ()
     package: EnginePackage | None = None
@@ -150,6 +152,7 @@ ENGINES: dict[str, EngineRow] = {
             formats=("gguf",),
             accelerators=("cpu",),
             on_request=("intel-gpu",),  # has not been run
+            on_trial=("intel-gpu",),
             options=("threads", "n_ubatch", "kv_type"),
             kv_types=("f16", "u8"),
             n_seq=4,

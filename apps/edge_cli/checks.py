@@ -86,7 +86,7 @@ def check_engines(profile: DeviceProfile) -> Iterator[Check]:
 
     usable = [engine for engine in profile.engines if engine.is_installed]
     for engine in usable:
-        text = f"{engine.package} {engine.version}, for {', '.join(engine.accelerators)}"
+        text = f"{engine.package} {engine.version}, for {', '.join(profile.accelerators_of(engine))}"
         yield Check("engine", "ok", text)
     if not usable:
         yield Check("engine", "broken", "No engine that could run a model is installed.", "Run: make install")

@@ -61,15 +61,15 @@ def device_rows(profile: DeviceProfile) -> list[tuple[str, str]]:
     if thermal.state != "unknown":
         degrees = f"{thermal.hottest_c:.0f} °C" if thermal.hottest_c is not None else ""
         rows.append(("heat", ", ".join(part for part in (thermal.state, degrees, thermal.detail) if part)))
-    rows += [("engine", f"{engine.package} {_about(engine)}") for engine in profile.engines]
+    rows += [("engine", f"{engine.package} {_about(profile, engine)}") for engine in profile.engines]
     return [row for row in rows if row[1]]
 
 
-def _about(engine: Engine) -> str:
+def _about(profile: DeviceProfile, engine: Engine) -> str:
     from edge.plan.placement import install_hint
 
     if engine.is_installed:
-        return f"{engine.version}, for {', '.join(engine.accelerators)}"
+        return f"{engine.version}, for {', '.join(profile.accelerators_of(engine))}"
     if engine.version:
         return f"{engine.version}, which only converts models on this system"
     return f"not installed. {install_hint(engine.name)}".rstrip()

@@ -21,9 +21,9 @@ from edge.bench.run import MEMORY_SHARE
 from edge.bench.tune_options import Report, TuneOptions
 from edge.bench.tuner import MIN_GAIN, Knob, Outcome, Search, goal_seconds, wins
 from edge.bench.values import Sample, Setting, stat
-from edge.errors import BackendUnavailableError, EdgeError, UsageError
+from edge.errors import EdgeError, UsageError
 from edge.plan.make import make_plan
-from edge.plan.placement import find_targets, readers, safety_here
+from edge.plan.placement import readers, safety_here, tried_accelerators
 from edge.plan.receipt import Plan, PlanRequest
 from edge.plan.speed import EngineSpeed
 from edge.plan.tuning import Tuning
@@ -352,13 +352,11 @@ class Tuner:
         return [setting for setting in self._engines(incumbent) if setting not in self._refused] if self._refused else []
 
     def _engines(self, incumbent: Setting) -> list[Setting]:
-        found = []
-        for row in self._rows:
-            try:
-                targets, _ = find_targets(self._device, row, PlanRequest(backend=row.name))
-            except BackendUnavailableError:
-                continue
-            found += [PlanRequest(backend=row.name, require=target.accelerator) for target in targets]
+        found = [
+            PlanRequest(backend=row.name, require=name)
+            for row in self._rows
+            for name in tried_accelerators(self._device, row, on_trial=not self._options.is_quick)
+        ]
         return self._possible(found)
 
     def _each(self, values: Sequence[Any], *fields: str) -> Callable[[Setting], list[Setting]]:

@@ -230,6 +230,10 @@ class DeviceProfile:
         """Return the graphics processors with this API ("cuda", "metal" or "intel-gpu")."""
         return tuple(gpu for gpu in self.gpus if gpu.api == api)
 
+    def accelerators_of(self, engine: Engine) -> tuple[str, ...]:
+        """Return what an engine can compute on; without Intel's GPU where there is none: every build of OpenVINO can use one."""
+        return tuple(name for name in engine.accelerators if name != "intel-gpu" or self.gpus_of(name))
+
     def engine(self, name: str) -> Engine | None:
         """Return the engine of this name, installed or not; None where there is none."""
         return next((engine for engine in self.engines if engine.name == name), None)

@@ -82,7 +82,7 @@ def plan_at(
     tuning = tuned.tuning if tuned is not None else None
     faster = None
     if tuning is not None and request.backend is None and tuning.backend != placement.row.name:
-        faster = place_on(device, artifact, request, tuning.backend)
+        faster = place_on(device, artifact, request, tuning.backend, tuning.accelerator)
     if faster is None or tuning is None:
         return _plan_on(placement, device, artifact, request, safety, tuned)
     faster = replace(faster, reason=engine_text(tuning))

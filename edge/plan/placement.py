@@ -6,6 +6,7 @@ Engines are tried in the order of `edge.registry.ENGINES`, accelerators in the o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Missing", "Placement", "Target", "can_run", "find_targets", "install_hint", "is_installed", "place", "place_on",
-    "readers", "rows_for", "safety_here",
+    "readers", "rows_for", "safety_here", "tried_accelerators",
 ]  # fmt: skip
 
 
@@ -106,17 +107,22 @@ def can_run(device: DeviceProfile, row: EngineRow, artifact: Artifact) -> bool:
     return not (row.why_not and load_entry(row.why_not)(artifact))
 
 
-def place_on(device: DeviceProfile, artifact: Artifact, request: PlanRequest, engine: str) -> Placement | None:
+def place_on(
+    device: DeviceProfile, artifact: Artifact, request: PlanRequest, engine: str, accelerator: Accelerator
+) -> Placement | None:
     """Find the accelerators of one engine for a model; None if it cannot run it as asked for.
 
     Args:
         device, artifact: what is placed where.
         request: names no engine.
         engine: as in `edge.registry.ENGINES`.
+        accelerator: that it was measured on. One that the engine does not use unasked is the only one then.
     """
     row = ENGINES.get(engine)
     if row is None or not row.is_automatic or not can_run(device, row, artifact):
         return None
+    if request.require is None and accelerator in row.on_trial:
+        request = replace(request, require=accelerator)
     try:
         return place(device, artifact, replace(request, backend=engine))
     except (BackendUnavailableError, UsageError):
@@ -234,6 +240,21 @@ def _wanted(row: EngineRow, request: PlanRequest) -> tuple[Accelerator, ...]:
             "Require one of those, or another backend.",
         )
     return (request.require,)
+
+
+def tried_accelerators(device: DeviceProfile, row: EngineRow, *, on_trial: bool) -> list[Accelerator]:
+    """Return the accelerators of an engine that are here, the best first.
+
+    Args:
+        device: from `edge.device.probe`.
+        row: the engine.
+        on_trial: also those that are only used once they were measured to be faster.
+    """
+    found: list[Accelerator] = []
+    for request in (PlanRequest(), *(PlanRequest(require=name) for name in row.on_trial if on_trial)):
+        with suppress(BackendUnavailableError):
+            found += [target.accelerator for target in find_targets(device, row, replace(request, backend=row.name))[0]]
+    return found
 
 
 _UNUSED: dict[str, str] = {

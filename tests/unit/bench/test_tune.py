@@ -12,7 +12,7 @@ import pytest
 from edge.bench.knobs import thread_counts
 from edge.bench.tune import Report, TuneOptions, tune
 from edge.bench.values import Setting
-from edge.device import Engine
+from edge.device import Engine, Gpu
 from edge.errors import BackendError, BackendUnavailableError, UsageError
 from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import PlanRequest, make_plan
@@ -367,6 +367,36 @@ def test_a_format_that_loses_quality_is_tuned_and_not_chosen(model: Artifact, tm
     assert (first.tuning.divergence, second.tuning.divergence) == (0.05, 0.0), "from the model that was published"
     candidates = [(artifact, look_up(OPENVINO, artifact, cache_dir=tmp_path)) for artifact in (other, model)]
     assert choose_plan(OPENVINO, candidates, PlanRequest()).artifact.format == "gguf"
+
+
+INTEL = replace(
+    OPENVINO,
+    gpus=(Gpu("Intel integrated GPU", "intel-gpu", 32 << 30, 24 << 30, True, "", "xe"),),
+    engines=tuple(replace(e, accelerators=("intel-gpu", "cpu")) if e.name == "openvino" else e for e in OPENVINO.engines),
+)
+
+
+@pytest.mark.parametrize(("seconds", "is_taken"), [(0.02, True), (0.3, False)])
+def test_intels_gpu_is_tried_where_it_is_and_used_once_it_has_won(
+    model: Artifact, tmp_path: Path, seconds: float, is_taken: bool
+) -> None:
+    machine = Machine(lambda given: (seconds, seconds) if given.accelerator == "intel-gpu" else (0.1, 0.1))
+    options = TuneOptions(600.0)
+    (report,) = tune(INTEL, [model], options, cache_dir=tmp_path, open_worker=Workers(machine), clock=machine.clock)
+    assert "openvino on intel-gpu" in {trial.value for trial in report.outcome.trials}
+    assert ((report.tuning.backend, report.tuning.accelerator) == ("openvino", "intel-gpu")) == is_taken
+    tuned = look_up(INTEL, model, cache_dir=tmp_path)
+    plan = make_plan(INTEL, model, PlanRequest(), tuned=tuned)
+    assert (plan.accelerator == "intel-gpu") == is_taken
+    assert make_plan(INTEL, model, PlanRequest(require="cpu"), tuned=tuned).accelerator == "cpu"
+    assert make_plan(INTEL, model, PlanRequest()).accelerator == "cpu", "not unasked without a measurement"
+
+
+def test_intels_gpu_is_not_tried_at_set_up_nor_where_there_is_none(model: Artifact, tmp_path: Path) -> None:
+    for profile, options in ((INTEL, TuneOptions(60.0, is_quick=True)), (OPENVINO, TuneOptions(600.0))):
+        machine = Machine(lambda given: (0.1, 0.1))
+        tune(profile, [model], options, cache_dir=tmp_path, open_worker=Workers(machine), clock=machine.clock)
+        assert {given.accelerator for given in machine.measured} == {"cpu"}
 
 
 def test_a_quick_run_that_takes_too_long_is_not_tried_again(model: Artifact, tmp_path: Path) -> None:

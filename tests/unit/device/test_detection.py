@@ -469,9 +469,10 @@ def test_intels_gpu_and_npu_are_seen_where_the_process_may_use_them() -> None:
     assert gpu.free_bytes == device.memory.available_bytes
     assert device.npu == "Intel NPU (8086:7D1D)"
     engine = device.engine("openvino")
-    assert engine is not None and engine.accelerators == ("intel-gpu", "cpu")
+    assert engine is not None and engine.accelerators == device.accelerators_of(engine) == ("intel-gpu", "cpu")
     hidden = probe(machine(INTEL))  # in a container without /dev/dri
     assert hidden.gpus == () and not hidden.npu
+    assert hidden.accelerators_of(engine) == ("cpu",)
     card = {**INTEL, **NODES, "/sys/class/drm/renderD128/device/uevent": "DRIVER=xe\nPCI_SLOT_NAME=0000:03:00.0"}
     assert probe(machine(card)).gpus == ()  # a card, whose memory nobody says
 
