@@ -231,7 +231,7 @@ class DeviceProfile:
         return tuple(gpu for gpu in self.gpus if gpu.api == api)
 
     def accelerators_of(self, engine: Engine) -> tuple[str, ...]:
-        """Return what an engine can compute on; without Intel's GPU where there is none: every build of OpenVINO can use one."""
+        """Return what an engine can compute on; without Intel's GPU, which each OpenVINO can use, where there is none."""
         return tuple(name for name in engine.accelerators if name != "intel-gpu" or self.gpus_of(name))
 
     def engine(self, name: str) -> Engine | None:

@@ -275,6 +275,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="session")
+def tiny_architecture(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the path of a tiny random model of a kind that tests/contract/architectures.py knows; each is written once."""
+    from tests.contract.architectures import write  # imports this module
+
+    folder = tmp_path_factory.mktemp("tiny-architectures")
+
+    def path_of(kind: str) -> Path:
+        path = folder / f"{kind}.gguf"
+        return path if path.exists() else write(path, kind)
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
 def plan_for() -> Callable[..., Plan]:
     """Makes a small plan for a GGUF file; keywords change it."""
     return make_plan

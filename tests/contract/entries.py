@@ -102,12 +102,24 @@ def open_onnx(request: pytest.FixtureRequest, kind: str) -> Bench:
     return Bench(OnnxBackend(plan), tolerance=tolerance, can_chat=False)
 
 
+_OPENVINO = {
+    "openvino-tiny": "llama",
+    "openvino-stateful": "llama",
+    "openvino-gemma3": "gemma3",
+    "openvino-mistral": "llama window",
+    "openvino-qwen2": "qwen2",
+    "openvino-qwen3": "qwen3",
+    "openvino-phi3": "phi3",
+}
+"""Entry -> its tiny model, see architectures.py."""
+
+
 def open_openvino(request: pytest.FixtureRequest, kind: str) -> Bench:
     pytest.importorskip("openvino")
     from edge.backends.openvino.backend import OpenVINOBackend
 
-    tiny = {"openvino-tiny": "llama", "openvino-stateful": "llama", "openvino-gemma3": "gemma3"}.get(kind)
-    path = request.getfixturevalue("tiny_model")(tiny) if tiny else request.getfixturevalue("model_path")
+    tiny = _OPENVINO.get(kind)
+    path = request.getfixturevalue("tiny_architecture")(tiny) if tiny else request.getfixturevalue("model_path")
     kv_type = "u8" if tiny == "gemma3" else "f32"
     plan = make_plan(path, backend="openvino", kv_type_k=kv_type, kv_type_v=kv_type)
     # Inputs of a product with int4 weights are rounded to 8 bits.
@@ -166,6 +178,7 @@ ENTRIES = [
     Entry("openvino-tiny", "openvino", open_openvino),
     Entry("openvino-stateful", "openvino", open_openvino),  # a version without paged attention
     Entry("openvino-gemma3", "openvino", open_openvino),  # windows, and keys and values in 8 bits
+    *(Entry(f"openvino-{kind}", "openvino", open_openvino) for kind in ("mistral", "qwen2", "qwen3", "phi3")),
     Entry("paired", "llamacpp", open_paired),
     Entry("paired-reverse", "openvino", open_paired),
     Entry("coreml", "coreml", open_coreml_package),

@@ -24,13 +24,13 @@ from edge.kv.open import model_fingerprint
 from edge.kv.store import BlockStore, StoreOptions
 from edge.reply import Reply
 from edge.types import Sampling
+from tests.contract.architectures import write
 from tests.contract.conftest import HEAD_DIM, KV_HEADS
 from tests.contract.entries import make_plan
 
 pytest.importorskip("openvino")
 
 from edge.backends.openvino.blocks import Blocks
-from tests.contract.test_openvino import write
 
 ENGINES = ("llamacpp", "openvino")
 PAIRS = [("llamacpp", "openvino"), ("openvino", "llamacpp")]

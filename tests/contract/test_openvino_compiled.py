@@ -15,8 +15,8 @@ pytest.importorskip("openvino")
 from edge.backends.openvino import compiled
 from edge.backends.openvino.backend import OpenVINOBackend
 from edge.device.sensors import Readings
+from tests.contract.architectures import write
 from tests.contract.entries import make_plan
-from tests.contract.test_openvino import write
 
 Open = Callable[..., OpenVINOBackend]
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(20, 256, 70)]
