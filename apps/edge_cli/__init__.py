@@ -8,6 +8,7 @@ run.py         `edge run`; prompt.py, its message; constraint.py, what its answe
                markdown.py, Markdown on a terminal; escalation.py, what would be sent to the next tier, and who answered
 batch.py       `edge batch`; score.py, `edge score`; jsonl.py, files of JSON lines, and results that survive the process
 embed.py       `edge embed`
+say.py         `edge say`
 listen.py      `edge listen`; voice_models.py, models for voice, fetched when a command first needs them
 voice.py       `edge voice`; voice_checks.py, the checks of its doctor
 chat.py        `edge chat`; first_use.py, the engines compared before the first one; serve.py, `edge serve`; mcp.py, `edge mcp`

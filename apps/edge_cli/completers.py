@@ -23,6 +23,7 @@ __all__ = [
     "complete_setting",
     "complete_setting_name",
     "complete_setting_value",
+    "complete_voice",
 ]
 
 
@@ -160,6 +161,18 @@ def complete_downloadable(ctx: click.Context, param: Any, incomplete: str) -> li
     return _completer(_downloadable)(ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
+def _voices() -> Iterable[tuple[str, str]]:
+    """Return the voices, and the speakers of those that have several."""
+    from edge.catalog import load_catalog
+    from edge_voice.registry import STAGES
+
+    rows = [row for row in STAGES.values() if row.kind == "voice"]
+    pieces = load_catalog()["kokoro-82m"].artifacts[0].pieces
+    speakers = [piece.name.removeprefix("voices/").removesuffix(".bin") for piece in pieces if piece.name.startswith("voices/")]
+    return [*((row.name, row.title) for row in rows), *((f"kokoro/{name}", "speaks English") for name in speakers)]
+
+
+complete_voice = _completer(_voices)
 complete_local_model = _completer(_fetched_models)
 complete_removable = _completer(_removable)
 complete_setting_name = _completer(_settings)

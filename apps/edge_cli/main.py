@@ -21,6 +21,7 @@ COMMANDS = {
     "batch": Entry("edge_cli.batch:batch", "Answer a file of requests (OpenAI's batch format)."),
     "score": Entry("edge_cli.score:score", "Say how likely given answers are, for each line of a file."),
     "embed": Entry("edge_cli.embed:embed", "Turn texts into vectors, for search and comparison."),
+    "say": Entry("edge_cli.say:say", "Say a text, or write it as a WAV file."),
     "listen": Entry("edge_cli.listen:listen", "Print what is said, a line for each utterance."),
     "voice": Entry("edge_cli.voice:voice", "Check what a conversation by voice needs."),
     "serve": Entry("edge_cli.serve:serve", "Serve models to other programs, over HTTP."),

@@ -14,7 +14,7 @@ resample.py  any rate and number of channels to one channel at 16 kHz
 vad.py       tells speech from other sounds; endpoint.py, a finished utterance from a pause; mel.py, spectrograms for models
 sentences.py splits a reply into pieces to speak; spoken.py, says one in words; plain_words.py, number_words.py, in English
 asr/         recognisers; transcripts.py, a whole sound as text; wav.py, sound files
-tts/         voices
+tts/         voices; speech.py, text as sound by themselves
 hearing.py   hearing without speaking
 levels.py    loudness of the microphone; soundcheck.py, what is wrong with it, and with the way from the loudspeaker
 echo.py      takes the loudspeaker out of the microphone, or stays deaf meanwhile
@@ -31,15 +31,29 @@ from edge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edge_voice.hearing import Hearing, hear
+    from edge_voice.speech import Synthesis, speak, synthesise
     from edge_voice.talk import Talk, TalkOptions, open_talk
     from edge_voice.transcripts import Segment, Transcript, transcribe
 
-__all__ = ["Hearing", "Segment", "Talk", "TalkOptions", "Transcript", "hear", "open_talk", "transcribe"]
+__all__ = [
+    "Hearing",
+    "Segment",
+    "Synthesis",
+    "Talk",
+    "TalkOptions",
+    "Transcript",
+    "hear",
+    "open_talk",
+    "speak",
+    "synthesise",
+    "transcribe",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "edge_voice.hearing": ("Hearing", "hear"),
+        "edge_voice.speech": ("Synthesis", "speak", "synthesise"),
         "edge_voice.talk": ("Talk", "TalkOptions", "open_talk"),
         "edge_voice.transcripts": ("Segment", "Transcript", "transcribe"),
     },

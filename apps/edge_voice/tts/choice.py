@@ -16,14 +16,14 @@ from edge.catalog import find_voice
 from edge.device.identity import cpu_identity
 from edge.errors import BackendUnavailableError, EdgeError, ModelNotFoundError, StorageError
 from edge.files import read_bytes, write_private
-from edge_voice.registry import EXTRA_HINT, STAGES, StageRow, open_stage
+from edge_voice.registry import EXTRA_HINT, STAGES, StageRow, find_stage, open_stage
 from edge_voice.tts.program import has_flite, has_say
 
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge_voice.stages import Voice
 
-__all__ = ["FAST", "Measured", "choose_voice", "find_voices", "measure_kokoro", "open_voice"]
+__all__ = ["FAST", "Measured", "choose_voice", "find_voices", "measure_kokoro", "models_for_speech", "open_voice"]
 
 FAST = 0.5
 """Time to compute a second of speech, in seconds, up to which Kokoro is chosen: the language model needs the rest."""
@@ -100,6 +100,23 @@ def choose_voice(settings: Settings, *, on_notice: Callable[[str], None] | None 
         measured = measure_kokoro(settings)
     pace = f"Kokoro takes {measured.rtf:.2f} s for a second of speech here"
     return (_GOOD, pace) if measured.is_fast else (light, f"{pace}, and more than {FAST} is too slow")
+
+
+def models_for_speech(settings: Settings) -> tuple[str, ...]:
+    """Return the names of the models that speech needs as the settings want it, and that are not here.
+
+    Where they leave it open, those are the good voice and the light one, unless one of them is here.
+
+    Raises:
+        UsageError: there is no such voice.
+    """
+    name = settings.voice.voice
+    if name not in (None, _AUTO):
+        rows = [find_stage("voice", name)]
+    else:
+        rows = [row for row in _voice_rows() if row.model and _speaks(row, settings.voice.language or "en")]
+    here = [row for row in rows if row.model and find_voice(row.model, settings=settings) is not None]
+    return () if here else tuple(row.model for row in rows if row.model)
 
 
 def measure_kokoro(settings: Settings) -> Measured:

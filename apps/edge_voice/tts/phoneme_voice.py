@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from edge_voice.sessions import OnnxModel
     from edge_voice.stages import Samples
 
-__all__ = ["PhonemeVoice", "tidy"]
+__all__ = ["PhonemeVoice", "tidy", "with_pause"]
 
 _QUIET = 0.003  # about -50 dB below full scale: the breath before and after words
 _MARGIN_S = 0.03
 _FADE_S = 0.005
+_SENTENCE_PAUSE_S, _CLAUSE_PAUSE_S = 0.25, 0.12
 
 
 class PhonemeVoice(ABC):
@@ -53,7 +54,7 @@ class PhonemeVoice(ABC):
         for phonemes in self._phonemiser.chunks(text):
             if self._is_cancelled:
                 raise CancelledError("The voice was stopped.")
-            yield tidy(self.say(phonemes), self.rate)
+            yield with_pause(tidy(self.say(phonemes), self.rate), phonemes, self.rate)
 
     def cancel(self) -> None:
         """See `edge_voice.stages.Voice.cancel`."""
@@ -83,3 +84,18 @@ def tidy(sound: Samples, rate: int) -> Samples:
         cut[: len(slope)] *= slope
         cut[-len(slope) :] *= slope[::-1]
     return cut
+
+
+def with_pause(sound: Samples, phonemes: str, rate: int) -> Samples:
+    """Return a sound with the pause behind it that its last mark asks for, since pieces follow each other without one.
+
+    Args:
+        sound: float32, shape (n_samples,).
+        phonemes: of the sound.
+        rate: samples a second.
+    """
+    import numpy as np
+
+    last = phonemes.rstrip(' "“”)')[-1:]
+    pause_s = _SENTENCE_PAUSE_S if last in ".!?…" else _CLAUSE_PAUSE_S if last in ",;:—" else 0.0
+    return np.concatenate([sound, np.zeros(int(pause_s * rate), np.float32)])

@@ -16,6 +16,7 @@ from edge_voice.registry import open_stage
 from edge_voice.stages import Voice
 from edge_voice.tts.choice import find_voices
 from edge_voice.tts.kokoro import Kokoro, open_kokoro
+from tests.virtual_sound import VirtualSound
 
 TEXT = "It was a bright cold day in April, and the clocks were striking."
 WORDS = TEXT.lower().replace(",", "").replace(".", "").split()
@@ -94,6 +95,18 @@ def test_it_stops_within_a_sentence(voice_settings: Settings) -> None:
     thread.join()
     assert len(errors) == 1, "the run of the model was ended, not waited for"
     assert len(sound_of(voice)) > 0, "and it speaks again"
+
+
+def test_a_reply_in_markdown_through_the_loudspeaker(voice_settings: Settings, virtual_sound: VirtualSound) -> None:
+    from edge_cli.main import run
+
+    text = "**The clocks** were striking thirteen.\n\n```\nx = 1\n```\n\nIt costs $20 🎉."
+    with virtual_sound.recording() as recorded:
+        assert run(["say", "--voice", "hibari", text]) == 0
+    heard = transcripts.transcribe(recorded[0], 16_000, "en", settings=voice_settings).text.lower()
+    for words in ("clocks were striking", "on the screen", "it costs"):
+        assert words in heard, heard
+    assert "20" in heard or "twenty" in heard
 
 
 def test_what_is_here_is_found(voice_settings: Settings) -> None:
