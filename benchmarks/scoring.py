@@ -2,13 +2,14 @@
 """Measure scoring: prompts a second with a shared prefix, side by side, against one at a time and against transformers.
 
     EDGE_TEST_MODEL=model.gguf python benchmarks/scoring.py [--prompts 48] [--prefix 500] [--parallel 8] [--rounds 3]
-        [--transformers] [--json FILE]
+        [--choices good,bad] [--transformers] [--json FILE]
 
 Each prompt is a shared text of about --prefix tokens (instructions and examples of a classifier), a review of its own, and the
-choices "good" and "bad". The ways, which alternate in every round:
+choices "good" and "bad", or longer ones (--choices). The ways, which alternate in every round:
 
 - batch: `Assistant.score_batch`, the shared prefix computed once;
-- one at a time: `Assistant.score` for each, which finds the prefix in the KV cache;
+- one at a time: `Assistant.score` for each, which finds the prefix in the KV cache, its choices in a pack;
+- token by token: the same without packs, as it was before there were any: a pass for each token, and for each prompt;
 - naive: each prompt with each choice computed from its first token, as without a KV cache;
 - transformers: the same weights, dequantised to float32, on as many threads, each prompt with its choices as a batch; only with
   --transformers.
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from edge import Assistant
 
 CHOICES = ["good", "bad"]
+CACHED = ("batch", "one at a time", "token by token")  # ways that find the prefix in the KV cache
 WORDS = ["room", "breakfast", "staff", "view", "bed", "bath", "pool", "noise", "price", "garden", "lift", "harbour"]
 TONES = ["was better than we hoped", "was a disappointment", "could not have been kinder", "was dirty and far too loud"]
 
@@ -45,7 +47,7 @@ def texts(ai: Assistant, n_prompts: int, n_prefix: int) -> list[str]:
     number = 0
     while ai.count_tokens(prefix) < n_prefix:
         word, tone = WORDS[number % len(WORDS)], TONES[number % len(TONES)]
-        prefix += f"Review: The {word} of house {number} {tone}.\nAnswer: {CHOICES[number % 2]}\n"
+        prefix += f"Review: The {word} of house {number} {tone}.\nAnswer: {CHOICES[number % len(CHOICES)]}\n"
         number += 1
     return [
         f"{prefix}Review: On day {number} the {WORDS[number % len(WORDS)]} {TONES[number % len(TONES)]}.\nAnswer:"
@@ -65,6 +67,16 @@ def one_at_a_time(ai: Assistant, prompts: list[str]) -> Scores:
     """Score one prompt after another."""
     scores = (ai.score(prompt, [f" {choice}" for choice in CHOICES], chat=False) for prompt in prompts)
     return {number: [one.logprob for one in scored.choices] for number, scored in enumerate(scores)}
+
+
+def token_by_token(ai: Assistant, prompts: list[str]) -> Scores:
+    """Score one prompt after another, without packs."""
+    packer = ai._turns._scheduler._packer
+    most, packer._most = packer._most, 0
+    try:
+        return one_at_a_time(ai, prompts)
+    finally:
+        packer._most = most
 
 
 def naive(ai: Assistant, prompts: list[str]) -> Scores:
@@ -121,9 +133,11 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--choices", default="good,bad", type=lambda text: text.split(","))
     parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    CHOICES[:] = options.choices
     settings = edge.load_settings({"kv.enabled": False})
     with edge.load(
         options.model, backend="llamacpp", context=4096, parallel=options.parallel, threads=options.threads, settings=settings
@@ -133,6 +147,7 @@ def main() -> None:
         ways: dict[str, Callable[[list[str]], Scores]] = {
             "batch": lambda prompts: batch(ai, prompts),
             "one at a time": lambda prompts: one_at_a_time(ai, prompts),
+            "token by token": lambda prompts: token_by_token(ai, prompts),
             "naive": lambda prompts: naive(ai, prompts),
         }
         if options.transformers:
@@ -143,14 +158,14 @@ def main() -> None:
         n_round = 0
         for n_round in range(options.rounds):
             for name, way in ways.items():
-                asked = [f"{n_round} {name}: {prompt}" if name in ("batch", "one at a time") else prompt for prompt in prompts]
+                asked = [f"{n_round} {name}: {prompt}" if name in CACHED else prompt for prompt in prompts]
                 began, began_cpu = time.perf_counter(), time.process_time()
                 found = way(asked)
                 seconds[name].append((time.perf_counter() - began) / len(prompts))
                 processor[name].append((time.process_time() - began_cpu) / len(prompts))
                 print(f"round {n_round + 1}: {name:14} {1 / seconds[name][-1]:8.2f} prompts a second", file=sys.stderr)
                 if n_round == options.rounds - 1:
-                    scores[name] = way(prompts) if name in ("batch", "one at a time") else found
+                    scores[name] = way(prompts) if name in CACHED else found
         rates = {name: 1 / statistics.median(times) for name, times in seconds.items()}
         result: dict[str, Any] = {
             "model": ai.model_name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from edge.batch import Batch
 from edge.engine.generation import SharedPrompt
 from edge.errors import EdgeError, UsageError
 from edge.request import Request, RequestOptions
-from edge.scoring import ORDERS, likeliest, scored
+from edge.scoring import ORDERS, classification_prompt, likeliest, ranking_prompt, scored
 from edge.types import Message
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     Prompt = Iterable[Message | Node | Mapping[str, object]]
 
 __all__ = ["Judging"]
+
+_FILLED = 4  # continuations for each sequence of the engine, so that its passes are full
 
 
 class Judging:
@@ -135,6 +138,103 @@ class Judging:
         replies = {number: reply async for number, reply in running}
         return scored(choices, _in_order(replies), by)
 
+    def classify(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        *,
+        task: str = "",
+        examples: Sequence[tuple[str, str]] = (),
+        priority: Priority = "background",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> list[Scored]:
+        """Return how well each label fits each text: `ai.classify(reviews, ["good", "bad"])[0].best.text`.
+
+        Args:
+            texts: what is classified, several at a time.
+            labels: the possible answers, as the model would write them.
+            task: what they say of a text: "Is the review good or bad?".
+            examples: texts with their labels, which come before each text and are prefilled once.
+            priority, cache, cache_namespace: as in `score_batch`.
+
+        Raises:
+            UsageError: there is no label, two are the same, an example has another one, or an argument has the wrong type.
+            EdgeError: the first error of a text.
+        """
+        check_choices(labels)
+        if isinstance(texts, str):
+            raise UsageError("classify takes several texts, not one.", "Put it into a list: [text]")
+        if not all(label in labels for _, label in examples):
+            raise UsageError("An example has a label that is none of the labels.", "Give every example one of them.")
+        items = [(classification_prompt(text, labels, task, examples), labels) for text in texts]
+        found = dict(self.score_batch(items, priority=priority, cache=cache, cache_namespace=cache_namespace))
+        return [_or_raise(found[number]) for number in range(len(items))]
+
+    def rank(
+        self,
+        history: Sequence[str],
+        items: Sequence[str],
+        *,
+        task: str = "",
+        by: Order = "mean",
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> Scored:
+        """Return how likely a user chooses each item next: `ai.rank(["Dune", "Solaris"], ["Ubik", "Emma"]).ranked`.
+
+        Args:
+            history: what the user chose so far, the oldest first.
+            items: what is ranked.
+            task: what they are and what is asked: "Say which book the reader takes next."
+            by: as in `score`; names differ in length, so it is "mean" here.
+            timeout_s, priority, cache, cache_namespace: as in `score`.
+
+        Raises:
+            UsageError, TimeoutError, EdgeError: as `score`.
+        """
+        prompt = ranking_prompt(history, task)
+        return self.score(
+            prompt, items, by=by, timeout_s=timeout_s, priority=priority, cache=cache, cache_namespace=cache_namespace
+        )
+
+    async def aclassify(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        *,
+        task: str = "",
+        examples: Sequence[tuple[str, str]] = (),
+        priority: Priority = "background",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> list[Scored]:
+        """Classify as `classify` does, without blocking the event loop. Cancelling it does not stop what was begun."""
+        return await asyncio.to_thread(
+            self.classify, texts, labels, task=task, examples=examples,
+            priority=priority, cache=cache, cache_namespace=cache_namespace,
+        )  # fmt: skip
+
+    async def arank(
+        self,
+        history: Sequence[str],
+        items: Sequence[str],
+        *,
+        task: str = "",
+        by: Order = "mean",
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> Scored:
+        """Rank as `rank` does, without blocking the event loop."""
+        prompt = ranking_prompt(history, task)
+        return await self.ascore(
+            prompt, items, by=by, timeout_s=timeout_s, priority=priority, cache=cache, cache_namespace=cache_namespace
+        )
+
     def score_batch(
         self,
         items: Iterable[tuple[str | Prompt, Sequence[str]]],
@@ -151,7 +251,7 @@ class Judging:
         Args:
             items: a prompt and its continuations each, as of `score`; read as it goes.
             by, chat, cache, cache_namespace: as in `score`.
-            n_at_once: continuations at work at the same time; None is as many as the engine has sequences, and one more.
+            n_at_once: continuations at work or waiting at the same time; None is four for each sequence of the engine.
             priority: as in `generate`.
 
         Yields:
@@ -162,7 +262,7 @@ class Judging:
             BackendError: the assistant is closed, or was loaded in another process.
         """
         _check_order(by)
-        n_running = self._turns.n_seq + 1 if n_at_once is None else check_number("n_at_once", n_at_once)
+        n_running = _FILLED * self._turns.n_seq if n_at_once is None else check_number("n_at_once", n_at_once)
         return self._score_batch(items, by, _scoring_request(None, priority, cache), n_running, cache_namespace, chat=chat)
 
     def _score_batch(
@@ -233,7 +333,7 @@ class Judging:
             return self._answer(found, replace(request, answer=choice, timeout_s=left_s), cache_namespace)
 
         self._turns.check_open()
-        return Batch(enumerate(choices), start, self._turns.n_seq + 1)
+        return Batch(enumerate(choices), start, _FILLED * self._turns.n_seq)
 
     def _scorable(self, prompt: str | Prompt, *, chat: bool) -> str | list[Message]:
         """Return the prompt of continuations: messages, or a text as it is."""
@@ -266,6 +366,12 @@ class Judging:
         """Return the messages of a prompt, with the assistant's system prompt if they have none."""
         messages = check_messages(prompt)
         return messages if messages[0].role == "system" else [*self._turns.prompting.system_message(""), *messages]
+
+
+def _or_raise(found: Scored | EdgeError) -> Scored:
+    if isinstance(found, EdgeError):
+        raise found
+    return found
 
 
 def _in_order(replies: Mapping[int, Reply]) -> list[Reply]:

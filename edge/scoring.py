@@ -12,7 +12,7 @@ from edge.types import Chosen, TokenLogprob
 if TYPE_CHECKING:
     from edge.reply import Reply
 
-__all__ = ["ORDERS", "ChoiceScore", "Order", "Scored", "likeliest", "scored"]
+__all__ = ["ORDERS", "ChoiceScore", "Order", "Scored", "classification_prompt", "likeliest", "ranking_prompt", "scored"]
 
 Order: TypeAlias = Literal["sum", "mean"]
 ORDERS: tuple[Order, ...] = ("sum", "mean")
@@ -144,3 +144,28 @@ def _logprob(reply: Reply) -> float:
     """Return the logarithm of the probability of a whole reply, its end included."""
     end = reply.end_logprob
     return math.fsum(one.logprob for one in reply.logprobs) + (end.logprob if end is not None else 0.0)
+
+
+def classification_prompt(text: str, labels: Sequence[str], task: str = "", examples: Sequence[tuple[str, str]] = ()) -> str:
+    """Return a prompt whose answer is a label. All but the text comes first, so that many texts share it.
+
+    Args:
+        text: what is classified.
+        labels: the possible answers.
+        task: what the labels say of a text, as a sentence; "" leaves that to the labels.
+        examples: texts with their labels.
+    """
+    rows = [f"Text: {shown}\nAnswer: {label}\n" for shown, label in examples]
+    head = f"{task.strip()} " if task.strip() else "Classify the text. "
+    return "\n".join([f"{head}Answer with one of: {', '.join(labels)}.\n", *rows, f"Text: {text}"])
+
+
+def ranking_prompt(history: Sequence[str], task: str = "") -> str:
+    """Return a prompt whose answer is what somebody chooses next.
+
+    Args:
+        history: what the user chose so far, the oldest first.
+        task: what the items are and what is asked, as a sentence.
+    """
+    rows = "\n".join(f"- {item}" for item in history)
+    return f"{task.strip() or 'Say what this user chooses next.'} Answer with its name only.\n\nSo far:\n{rows}"

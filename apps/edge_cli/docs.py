@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edge.units import plural
+from edge.units import plural, quoted
 from edge_cli import docs_listing as listing
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
@@ -357,7 +357,7 @@ def _is_agreed(name: str, n_documents: int) -> bool:
     if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stderr)):
         raise UsageError(
             f"{plural(n_documents, 'document')} would be removed, and there is no terminal to ask on.",
-            f"edge docs rm --all -c {name} --yes",
+            f"edge docs rm --all -c {quoted(name)} --yes",
         )
     return click.confirm(f"Delete the collection {name} with {plural(n_documents, 'document')}?", default=False, err=True)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,14 @@ from edge_cli.options import json_option, model_options, settings_from
 if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.errors import EdgeError
-    from edge.scoring import Scored
+    from edge.scoring import Order, Scored
 
 __all__ = ["score"]
 
 EXAMPLES = examples(
     "edge score prompts.jsonl > scores.jsonl",
-    "edge score reviews.jsonl --choice good --choice bad --out scores.jsonl",
-    "edge score histories.jsonl --by mean --parallel 8",
+    "edge score reviews.jsonl --choice good --choice bad --task 'Is the review good or bad?' --out scores.jsonl",
+    "edge score histories.jsonl --task 'Say which book the reader takes next.' --parallel 8",
     """echo '{"prompt": "Spam? ...", "choices": ["yes", "no"]}' | edge score -""",
     """echo '{"prompt": "I say", "choices": [" yes", " no"]}' | edge score - --text""",
 )
@@ -40,6 +41,9 @@ class _Item(msgspec.Struct):
     """A line of the file."""
 
     prompt: str | None = None
+    text: str | None = None
+    history: list[str] | None = None
+    items: list[str] | None = None
     messages: list[dict[str, Any]] | None = None
     choices: list[str] | None = None
     id: Any = None
@@ -50,7 +54,8 @@ class _Item(msgspec.Struct):
 @model_options
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("-c", "--choice", "choices", metavar="TEXT", multiple=True, help="Answer for lines without choices; repeat it.")
-@click.option("--by", type=click.Choice(("sum", "mean")), default="sum", help="Compare whole answers, or the mean of tokens.")
+@click.option("--task", metavar="TEXT", default="", help="What is asked of lines with a text or a history.")
+@click.option("--by", type=click.Choice(("sum", "mean")), help="Compare whole answers (sum), or the mean of tokens.")
 @click.option("--text", "is_text", is_flag=True, help="Prompts are texts that go on, without the chat template.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the scores to this file, and go on where it ends.")
 @json_option
@@ -59,6 +64,7 @@ def score(app: App, file: Path, **options: Any) -> int:
     """Say how likely given answers are, for each line of a file.
 
     A line of FILE (- is stdin) is a JSON object with "prompt" (a text) or "messages", "choices", and an "id" if you like.
+    Or it has a "text" to classify, with its "choices"; or the "history" of a user, and "items" to rank, by mean.
     Nothing is generated, and what prompts have in common is computed once.
 
     Each line gets one in return, in the same order: "best", "ranked" from the likeliest, "probabilities", and for each of the
@@ -150,7 +156,10 @@ def _results(app: App, settings: Any, lines: Lines, n_before: int, options: dict
 
 def _scores(assistant: Assistant, lines: Iterator[tuple[int, bytes]], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Score lines side by side, and yield the results in their order."""
+    from edge.errors import EdgeError
+
     heads: list[dict[str, Any]] = []
+    orders: list[Order] = []
     ready: dict[int, dict[str, Any]] = {}
     n_yielded = 0
 
@@ -162,22 +171,36 @@ def _scores(assistant: Assistant, lines: Iterator[tuple[int, bytes]], options: d
                 item = msgspec.json.decode(data, type=_Item)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 head["error"] = {"message": f"It is not a prompt with choices: {error}.", "hint": _EXAMPLE}
+                orders.append("sum")
                 yield "", ()
                 continue
             if item.id is not None:
                 head["id"] = item.id
-            if item.choices is None and not options["choices"]:
+            choices = next((one for one in (item.items, item.choices) if one is not None), options["choices"])
+            if not choices:
                 head["error"] = {"message": "It has no choices.", "hint": _EXAMPLE + ", or --choice for all lines"}
-            prompt = item.prompt if item.messages is None else item.messages
-            yield "" if prompt is None else prompt, options["choices"] if item.choices is None else item.choices
+            orders.append(options["by"] or ("sum" if item.history is None else "mean"))
+            yield _prompt(item, choices, options["task"]), choices
 
-    with contextlib.closing(assistant.score_batch(items(), by=options["by"], chat=not options["is_text"])) as found:  # type: ignore[type-var]
+    with contextlib.closing(assistant.score_batch(items(), chat=not options["is_text"])) as found:  # type: ignore[type-var]
         for number, scores in found:
-            ready[number] = heads[number] | _result(scores, heads[number])
+            ordered = scores if isinstance(scores, EdgeError) else replace(scores, by=orders[number])
+            ready[number] = heads[number] | _result(ordered, heads[number])
             while n_yielded in ready:
                 yield ready.pop(n_yielded)
                 heads[n_yielded] = {}
                 n_yielded += 1
+
+
+def _prompt(item: _Item, choices: Sequence[str], task: str) -> str | list[dict[str, Any]]:
+    """Return the prompt of a line; "" if it has none, which is an error of that line."""
+    from edge.scoring import classification_prompt, ranking_prompt
+
+    if item.history is not None:
+        return ranking_prompt(item.history, task)
+    if item.text is not None:
+        return classification_prompt(item.text, choices, task)
+    return (item.prompt or "") if item.messages is None else item.messages
 
 
 def _result(found: Scored | EdgeError, head: dict[str, Any]) -> dict[str, Any]:

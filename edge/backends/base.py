@@ -46,6 +46,7 @@ __all__ = [
     "Capabilities",
     "LoadProgress",
     "ModelInfo",
+    "Part",
     "Sampler",
     "is_out_of_memory",
     "open_backend",
@@ -79,6 +80,7 @@ class Capabilities:
         resize: the KV cache can be resized while the model is open (`Backend.resize`).
         drafts: `decode` takes draft tokens. Sequences can be rewound behind them.
         adapters: LoRA adapters can be applied (`Backend.set_adapters`).
+        max_outputs: logits that one pass over several prompts computes at most (`Backend.extend`); 0 where there is none.
     """
 
     rewind: bool
@@ -90,6 +92,22 @@ class Capabilities:
     resize: bool = False
     drafts: bool = False
     adapters: bool = False
+    max_outputs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a pass over several prompts appends to one sequence; see `Backend.extend`.
+
+    Attributes:
+        seq_id: the sequence.
+        tokens: at least one.
+        n_logits: after how many of the last tokens logits are computed; at least one, at most all.
+    """
+
+    seq_id: int
+    tokens: Sequence[int]
+    n_logits: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +247,19 @@ class Backend(ABC):
             BackendError: the engine failed; the sequences are unchanged, or empty where they cannot be truncated (see rewind):
                 ask `length`.
         """
+
+    def extend(self, parts: Sequence[Part]) -> None:
+        """Append tokens to several sequences in one pass, and compute the logits after the last ones of each.
+
+        Args:
+            parts: at least one, every sequence at most once; at most `chunk_size` tokens and `capabilities.max_outputs` logits
+                in all. Afterwards `logits(seq_id, n_back)` has those of each, as after a `decode` with a draft.
+
+        Raises:
+            UnsupportedError: `capabilities.max_outputs` is 0.
+            ContextFullError, BackendError: as `decode`.
+        """
+        raise UnsupportedError(f"The {self.name} backend computes one prompt at a time.")
 
     @abstractmethod
     def rewind(self, seq_id: int, n_keep: int) -> None:

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edge.backends.base import MAX_DRAFT, NO_DRAFTS, Backend, Capabilities, ModelInfo
+from edge.backends.base import MAX_DRAFT, NO_DRAFTS, Backend, Capabilities, ModelInfo, Part
 from edge.backends.cells import CellAllocator
 from edge.backends.neutral import MAKER_BYTES, describe_maker, maker_id
 from edge.errors import BackendError, UnsupportedError, UsageError
@@ -93,6 +93,17 @@ class CellsBackend(Backend):
             steps: (seq_id, tokens); one each unless `capabilities.drafts` is true.
             starts: how many positions each of these sequences has, in the same order.
         """
+
+    def _extend(self, parts: Sequence[Part], starts: dict[int, int]) -> None:
+        """Append the parts in one pass, and compute their logits; for engines with `capabilities.max_outputs`.
+
+        Raises as `_prefill_chunk`.
+
+        Args:
+            parts: as of `Backend.extend`.
+            starts: as for `_decode`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def _forget_logits(self, seq_id: int) -> None:
@@ -185,15 +196,27 @@ class CellsBackend(Backend):
                 raise UsageError("A sequence is in this step twice.", "Give every sequence at most once.")
             if drafts:
                 self._check_drafts(drafts, starts)
-            self._cells.check_room({seq_id: len(tokens) for seq_id, tokens in whole})
-            try:
-                self._decode(whole, starts)
-            except BaseException:  # also Ctrl-C: all of the sequences or none
-                for seq_id, n_before in starts.items():
-                    self._forget_pass(seq_id, n_before)
-                raise
-            for seq_id, tokens in whole:
-                self._cells.append(seq_id, len(tokens))
+            self._pass({seq_id: len(tokens) for seq_id, tokens in whole}, starts, lambda: self._decode(whole, starts))
+
+    def extend(self, parts: Sequence[Part]) -> None:
+        with self._lock:
+            self._check_parts(parts)
+            starts = {part.seq_id: self._cells.length(part.seq_id) for part in parts}
+            if len(starts) != len(parts):
+                raise UsageError("A sequence is in this pass twice.", "Give every sequence at most once.")
+            self._pass({part.seq_id: len(part.tokens) for part in parts}, starts, lambda: self._extend(parts, starts))
+
+    def _pass(self, lengths: Mapping[int, int], starts: Mapping[int, int], run: Callable[[], None]) -> None:
+        """Run a pass over several sequences, and note their new lengths: all of them or none."""
+        self._cells.check_room(lengths)
+        try:
+            run()
+        except BaseException:  # also Ctrl-C
+            for seq_id, n_before in starts.items():
+                self._forget_pass(seq_id, n_before)
+            raise
+        for seq_id, n_tokens in lengths.items():
+            self._cells.append(seq_id, n_tokens)
 
     def rewind(self, seq_id: int, n_keep: int) -> None:
         with self._lock:
@@ -326,6 +349,20 @@ class CellsBackend(Backend):
         n_drafted = sum(map(len, drafts.values()))
         if n_drafted > MAX_DRAFT:
             raise UsageError(f"{n_drafted} draft tokens are too many for a pass.", f"{MAX_DRAFT} are possible.")
+
+    def _check_parts(self, parts: Sequence[Part]) -> None:
+        most = self.capabilities.max_outputs
+        if not most:
+            raise UnsupportedError(f"The {self.name} backend computes one prompt at a time.")
+        if not parts or not all(1 <= part.n_logits <= len(part.tokens) for part in parts):
+            raise UsageError("A part has no tokens, or logits after more than it has.", "Give at least one of each.")
+        self._check_tokens([token for part in parts for token in part.tokens])
+        n_tokens, n_logits = (sum(numbers) for numbers in zip(*((len(one.tokens), one.n_logits) for one in parts), strict=True))
+        if n_tokens > self.chunk_size or n_logits > most:
+            raise UsageError(
+                f"{n_tokens} tokens with {n_logits} logits are too many for a pass.",
+                f"{self.chunk_size} with {most} are possible.",
+            )
 
     def _check_truncate(self, seq_id: int, n_keep: int) -> None:
         """Refuse what no engine can; engines that cannot truncate everywhere extend it."""

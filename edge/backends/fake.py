@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge.adapters import mix_text
-from edge.backends.base import Capabilities, ModelInfo
+from edge.backends.base import MAX_DRAFT, Capabilities, ModelInfo
 from edge.backends.logits_backend import LogitsBackend
 from edge.errors import BackendError, CancelledError
 from edge.prompt.tokenizers import Token, Tokenizer
@@ -139,6 +139,7 @@ class FakeBackend(LogitsBackend):
             resize=True,
             drafts=drafts,
             adapters=True,
+            max_outputs=n_seq + MAX_DRAFT if drafts else 0,
         )
         info = ModelInfo(
             name="Fake",

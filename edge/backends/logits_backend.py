@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edge.backends.base import Capabilities, ModelInfo, Sampler
+from edge.backends.base import Capabilities, ModelInfo, Part, Sampler
 from edge.backends.cells_backend import CellsBackend, no_logits
 from edge.errors import BackendError
 
@@ -134,6 +134,15 @@ class LogitsBackend(CellsBackend):
                 self._note_logits(seq_id, self._compute_one(seq_id, starts[seq_id], tokens[0]))
             else:
                 self._note_logits(seq_id, self._compute_draft(seq_id, starts[seq_id], tokens))
+
+    def _extend(self, parts: Sequence[Part], starts: dict[int, int]) -> None:
+        import numpy as np
+
+        for part in parts:  # one after the other: a pass has one buffer of keys and values
+            n_head, start = len(part.tokens) - part.n_logits, starts[part.seq_id]
+            if n_head:
+                self._compute(part.seq_id, start, np.asarray(part.tokens[:n_head], dtype=np.int64), None)
+            self._note_logits(part.seq_id, self._compute_draft(part.seq_id, start + n_head, part.tokens[n_head:]))
 
     def _forget_logits(self, seq_id: int) -> None:
         self._newest.pop(seq_id, None)

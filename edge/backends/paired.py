@@ -58,7 +58,8 @@ class PairedBackend(Backend):
         self._has_mix = self._is_closed = False
         _check_alike(decoder, prefiller)
         self.name = decoder.name
-        self.capabilities, self.tokenizer = decoder.capabilities, decoder.tokenizer
+        # A pass over several prompts would be the decoder's, and the prefiller is the faster one.
+        self.capabilities, self.tokenizer = replace(decoder.capabilities, max_outputs=0), decoder.tokenizer
         self.chunk_size, self.chunk_grain, self.kv_window = decoder.chunk_size, decoder.chunk_grain, decoder.kv_window
         self.adapters, self.neutral = decoder.adapters, decoder.neutral
         self.is_faster_next = decoder.is_faster_next or prefiller.is_faster_next

@@ -14,6 +14,7 @@ from edge.documents.base import LoadEmbedder
 from edge.documents.chunks import CountTokens, estimate_tokens
 from edge.errors import ModelNotFoundError, UsageError
 from edge.forks import ProcessLock
+from edge.units import quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +119,7 @@ class Meaning:
         if embedder.name != own:
             raise UsageError(
                 f"The vectors of this collection are of {own}, and the question would be of {embedder.name}.",
-                f"Open it with {own}, or compute them again: edge docs update --model {embedder.name}",
+                f"Open it with {own}, or compute them again: edge docs update --model {quoted(embedder.name)}",
             )
         vector: NDArray[np.float32] = _unit(embedder.embed(query, truncate=True).vectors)[0]
         return vector

@@ -9,6 +9,7 @@ sharing.py     which waiting prompts another one saves work
 adapter_turns.py  replies with different adapters take turns
 generation.py  one reply that is asked of the engine, and its events
 scripted.py    a sampler that chooses nothing, to learn how likely a text is
+packing.py     such texts, and the rest of their prompts, several in one pass
 constraint.py  what the engine asks of a schema or grammar
 governor.py    throttles the engine while the device is hot, low on battery or short of memory
 """

@@ -141,7 +141,7 @@ class Decoder:
         for generation in self._turns.choose(decoded, pass_ms=pass_ms, is_prefilling=is_prefilling):
             token, generation.pending = generation.pending, None
             if token is None:
-                token = self._next_token(generation)
+                token = self.next_token(generation)
             if token is not None and not self._fast_forward(generation):
                 steps.append((generation, token))
         return steps
@@ -170,8 +170,13 @@ class Decoder:
             self._fail(generation, reply_error(error))
         return True
 
-    def _next_token(self, generation: Generation, n_back: int = 0) -> int | None:
-        """Choose and show one token; None when that ended the reply."""
+    def next_token(self, generation: Generation, n_back: int = 0) -> int | None:
+        """Choose and show one token of a reply; None when that ended it.
+
+        Args:
+            generation: the reply.
+            n_back: choose it by the logits before so many draft tokens.
+        """
         assert generation.slot is not None and generation.sampler is not None
         try:
             allowed = generation.constraint.allowed() if generation.constraint is not None else None
@@ -270,7 +275,7 @@ class Decoder:
         assert slot is not None
         seq_id = slot.seq_id
         for number, expected in enumerate(draft):
-            token = self._next_token(generation, len(draft) - number)
+            token = self.next_token(generation, len(draft) - number)
             if token != expected:
                 generation.pending = token
                 break

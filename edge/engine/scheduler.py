@@ -23,6 +23,7 @@ from edge.engine.adapter_turns import n_groups
 from edge.engine.decoding import Decoder
 from edge.engine.generation import Failed, Generation, Prefilled, reply_error
 from edge.engine.governor import Limits
+from edge.engine.packing import Packer
 from edge.engine.rounds import MAX_GAP_MS, MOST_PASSES, ChunkTimer, Order
 from edge.engine.sharing import Sharing
 from edge.errors import BackendError, ContextFullError, EdgeError, ModelTooLargeError, UnsupportedError
@@ -104,6 +105,7 @@ class Scheduler:
             model=draft,
             max_gap_ms=max_gap_ms,
         )
+        self._packer = Packer(backend, self._cache, self._running, decoder=self._decoder, fail=self._fail)
         self._draft = draft
         self._n_arrived = 0
         self._n_submitted = self._n_received = 0  # those that a chunk is stopped for
@@ -221,8 +223,9 @@ class Scheduler:
                 self._finish_cancelled()
                 self._resize_window()
                 self._admit()
-                self._prefill_one_chunk()
-                self._decode()
+                if not self._packer.run():
+                    self._prefill_one_chunk()
+                    self._decode()
                 self._rest(time.perf_counter() - began, self.limits.rest)
         except Exception as error:  # noqa: BLE001 (a bug of ours or of the engine's binding must leave nobody waiting)
             broken = BackendError(f"The engine thread broke down: {error!r}.", "Load the model again, and report this.")

@@ -23,6 +23,11 @@ class ScriptedSampler(Sampler):
     def __init__(self, tokens: Sequence[int]) -> None:
         self._left = list(reversed(tokens))
 
+    @property
+    def left(self) -> Sequence[int]:
+        """The tokens that are still to come."""
+        return self._left[::-1]
+
     def sample(self, seq_id: int, n_back: int = 0, allowed: Mask | None = None) -> int:
         return self._left.pop()
 

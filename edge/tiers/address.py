@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from edge.errors import ConfigError, UsageError
 from edge.files import open_file
+from edge.units import quoted
 
 __all__ = ["KEY_VARIABLE", "PREFIX", "Address", "read_address", "read_key"]
 
@@ -102,7 +103,7 @@ def _read_file(path: Path) -> str:
         why = "it is not text" if isinstance(error, UnicodeDecodeError) else error.strerror or error
         raise ConfigError(f"The key file {path} cannot be read: {why}.", "Check escalation.key_file.") from None
     if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
-        raise ConfigError(f"Others may read the key file {path}.", f"Run: chmod 600 {path}")
+        raise ConfigError(f"Others may read the key file {path}.", f"Run: chmod 600 {quoted(path)}")
     if not text.strip():
         raise ConfigError(f"The key file {path} is empty.", f"Write the key into it, or set {KEY_VARIABLE}.")
     return text

@@ -29,12 +29,12 @@ class Undecided(FakeBackend):
         return values
 
 
-@pytest.fixture
-def make() -> Iterator[Callable[..., Assistant]]:
+@pytest.fixture(params=[False, True], ids=["token by token", "in packs"])
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Assistant]]:
     made: list[Assistant] = []
 
     def build(**options: Any) -> Assistant:
-        made.append(Assistant(Undecided(**options)))
+        made.append(Assistant(Undecided(**{"drafts": request.param, **options})))
         return made[-1]
 
     yield build
@@ -99,7 +99,14 @@ def test_many_prompts_are_scored_as_each_alone_and_share_their_prefix(
 
     items = [("x" * 500 + f" {number:03}", CHOICES[: 1 + number % 3]) for number in range(20)]
     alone = [make().score(prompt, choices) for prompt, choices in items[:3]]
+
+    def note_pack(self: Undecided, parts: Any) -> None:
+        n_tokens.append(sum(len(part.tokens) for part in parts))
+        extend(self, parts)
+
+    extend = Undecided.extend
     monkeypatch.setattr(Undecided, "prefill", note)
+    monkeypatch.setattr(Undecided, "extend", note_pack)
     assistant = make(n_seq=8)
     found = dict(assistant.score_batch(items))
     assert sorted(found) == list(range(20))
@@ -130,6 +137,64 @@ def test_leaving_the_loop_stops_what_runs(make: Callable[..., Assistant]) -> Non
     loop.close()  # type: ignore[attr-defined]
     assert assistant.generate("hi", max_tokens=1).wait() is not None
     assert assistant.n_running == 0
+
+
+def test_a_batch_takes_far_fewer_passes_in_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[str] = []
+    for name in ("prefill", "decode", "extend"):
+        usual = getattr(Undecided, name)
+        monkeypatch.setattr(
+            Undecided, name, lambda self, *a, name=name, usual=usual, **k: (passes.append(name), usual(self, *a, **k))[1]
+        )
+    counts = []
+    for drafts in (False, True):
+        with Assistant(Undecided(n_seq=8, drafts=drafts)) as assistant:
+            assistant.score("x" * 500, ["y"], chat=False)
+            passes.clear()
+            assert len(dict(assistant.score_batch([(f"{'x' * 500}{n:02}", CHOICES) for n in range(16)], chat=False))) == 16
+            counts.append(len(passes))
+    assert counts[1] < counts[0] / 2 and "extend" in passes
+
+
+def test_replies_beside_it_go_the_usual_way_and_what_is_scored_is_right(make: Callable[..., Assistant]) -> None:
+    assistant = make(n_seq=4, n_ctx=8192)
+    expected = [one.total for one in assistant.score("Really?", CHOICES).choices]
+    with assistant.generate("Talk", max_tokens=3000, max_repeats=0) as reply:
+        found = [one.total for one in assistant.score("Really?", CHOICES).choices]
+        assert not reply.is_done
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_cells_that_do_not_suffice_for_a_pack_are_made_room_for(make: Callable[..., Assistant]) -> None:
+    assistant = make(n_seq=6, n_ctx=256)
+    items = [(f"{number}" + "x" * 90, ["y" * 20, "z" * 30]) for number in range(9)]
+    found = dict(assistant.score_batch(items))
+    assert all(isinstance(one, Scored) for one in found.values()) and len(found) == 9
+
+
+async def test_texts_are_classified_and_items_are_ranked() -> None:
+    script = {"good": "Spotless", "bad": "Rats"}
+
+    def answer(prompt: str) -> str:
+        if "So far:" in prompt:
+            return "Ubik" if "Dune" in prompt else "Emma"
+        text = prompt.rpartition("Text: ")[2]
+        return next((label for label, word in script.items() if word in text), "bad")
+
+    with Assistant(FakeBackend(script=answer, n_seq=4, n_ctx=8192, drafts=True)) as assistant:
+        texts, task = ["Spotless rooms.", "Rats in the bath."], "Is the review good or bad?"
+        found = assistant.classify(texts, ["good", "bad"], task=task, examples=[("Fine.", "good")])
+        assert [one.best.text for one in found] == ["good", "bad"]
+        assert found[0].n_computed < found[0].n_prompt or found[1].n_computed < found[1].n_prompt, "they share a prefix"
+        assert assistant.rank(["Dune", "Solaris"], ["Emma", "Ubik"]).best.text == "Ubik"
+        ranked = assistant.rank(["Persuasion"], ["Ubik", "Emma"], task="Say which book is next.")
+        assert [one.text for one in ranked.ranked] == ["Emma", "Ubik"] and ranked.by == "mean"
+        (rats,) = await assistant.aclassify(texts[1:], ["good", "bad"], task=task)
+        assert rats.best.text == "bad"
+        assert (await assistant.arank(["Dune", "Solaris"], ["Emma", "Ubik"])).best.text == "Ubik"
+        for wrong in ({"texts": "one"}, {"labels": []}, {"examples": [("a", "else")]}):
+            with pytest.raises(UsageError):
+                assistant.classify(**{"texts": ["a"], "labels": ["good", "bad"], **wrong})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [{"by": "best"}, {"by": None}, {"n_at_once": 0}])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edge.backends.base import MAX_DRAFT, Sampler
+from edge.backends.base import MAX_DRAFT, Part, Sampler
 from edge.backends.cells_backend import CellsBackend
 from edge.backends.llamacpp.adapters import Adapters
 from edge.backends.llamacpp.library import (
@@ -144,6 +144,24 @@ class LlamaCppBackend(CellsBackend):
                 batch.wants_logits[row] = 1
                 row += 1
             rows[seq_id] = (row - 1, len(tokens) - 1)
+        code = self._run(row, starts)
+        if code != _OK:
+            raise self._failure(code, row)
+        self._logits.set_rows(rows)
+
+    def _extend(self, parts: Sequence[Part], starts: dict[int, int]) -> None:
+        batch, row = self._batch, 0
+        rows: dict[int, tuple[int, int]] = {}
+        for part in parts:
+            n_tokens, start = len(part.tokens), starts[part.seq_id]
+            end = row + n_tokens
+            batch.tokens[row:end] = part.tokens
+            batch.positions[row:end] = range(start, start + n_tokens)
+            batch.seq_ids[row:end] = part.seq_id
+            batch.wants_logits[row:end] = 0
+            batch.wants_logits[end - part.n_logits : end] = 1
+            rows[part.seq_id] = (end - 1, part.n_logits - 1)
+            row = end
         code = self._run(row, starts)
         if code != _OK:
             raise self._failure(code, row)

@@ -213,6 +213,7 @@ def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:
         adapters=True,
         # A pass may overwrite the oldest cells of a sliding window, which a rewind behind a wrong draft would need again.
         drafts=not is_recurrent and not library.llama_model_n_swa(model),
+        max_outputs=0 if is_recurrent else n_seq + MAX_DRAFT,
     )
 
 

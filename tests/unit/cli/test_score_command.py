@@ -52,6 +52,26 @@ def test_each_line_gets_its_scores_in_order(call: Any, fake_app: Any, tmp_path: 
     assert choice["mean"] == pytest.approx(choice["logprob"] / 8)
 
 
+def test_texts_and_histories_are_lines_of_their_own_kind(call: Any, fake_app: Any, tmp_path: Path) -> None:
+    def answer(prompt: str) -> str:
+        assert prompt.startswith(("Good? Answer with one of: yes, no.", "Good? Answer with its name only."))
+        return "no" if "Rats" in prompt else "Ubik" if "- Dune" in prompt else "yes"
+
+    file = write(
+        tmp_path / "in.jsonl",
+        {"text": "Rats."},
+        {"text": "Clean.", "choices": ["yes", "no"], "id": 5},
+        {"history": ["Dune", "Solaris"], "items": ["Emma", "Ubik"]},
+        {"history": ["Dune"], "items": []},
+    )
+    result = call("score", str(file), "-c", "yes", "-c", "no", "--task", "Good?", app=fake_app(n_ctx=2048, script=answer))
+    lines = read(result.out)
+    assert [line.get("best") for line in lines] == ["no", "yes", "Ubik", None]
+    means = {one["text"]: one["mean"] for one in lines[2]["choices"]}
+    assert lines[2]["ranked"] == sorted(means, key=lambda name: -means[name])
+    assert "no choices" in lines[3]["error"]["message"] and result.code == 1
+
+
 def test_out_goes_on_where_it_ends(call: Any, fake_app: Any, tmp_path: Path) -> None:
     file, out = write(tmp_path / "in.jsonl", *reviews(6)), tmp_path / "out.jsonl"
     app = fake_app(script=lambda text: text)
