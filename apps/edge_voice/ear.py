@@ -28,6 +28,7 @@ _AFTER_S = 0.1  # of the pause goes to the recogniser, which cuts off last sound
 _PARTIAL_S = 0.4  # at least between two partial transcripts
 _PARTIAL_LOAD = 3.0  # of the time of one passes before the next, so that the language model gets on
 _GUESS_S = 0.09  # of silence, after which the transcript is made that becomes the message if nothing follows
+_JUDGED_S = 0.08  # before a pause has been long enough, the endpoint model is asked, so that its answer is there by then
 _COMPLETE = 0.5  # probability from which on the speaker has finished
 _LEAST_VOICED_S = 0.2  # less speech than that is a noise
 _TAIL_S = 8.0  # of an utterance that the endpoint model gets
@@ -86,6 +87,7 @@ class Ear:
         self._asked_at = 0  # samples of the part at the last partial transcript
         self._guessed = False
         self._next_ask_s = self._pause_s
+        self._judged: float | None = None  # by the endpoint model, of this pause
         self._n_total = 0
         self._waits_for: Endpoint | None = None
 
@@ -166,7 +168,7 @@ class Ear:
             return
         self._keep(frame)
         if step == "speech":
-            self._guessed, self._next_ask_s = False, self._pause_s
+            self._guessed, self._next_ask_s, self._judged = False, self._pause_s, None
             self._speech()
         else:
             self._pause(end_s)
@@ -210,9 +212,14 @@ class Ear:
             self._split()
         if silent_s >= self._longest_pause_s:
             self._end("silence", end_s - silent_s)
-        elif silent_s >= self._next_ask_s:
+            return
+        until_s = self._next_ask_s - silent_s - self._frame_s / 2  # half a frame early rather than late
+        if self._judged is None and until_s <= _JUDGED_S:
+            self._judged = self._endpoint.probability(np.concatenate(self._tail))
+        if self._judged is not None and until_s <= 0:
+            likely, self._judged = self._judged, None
             self._next_ask_s = silent_s + self._pause_s
-            if self._endpoint.probability(np.concatenate(self._tail)) >= _COMPLETE:
+            if likely >= _COMPLETE:
                 self._end("model", end_s - silent_s)
 
     @property

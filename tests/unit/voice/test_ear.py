@@ -93,6 +93,23 @@ def test_a_pause_that_is_no_end_is_waited_for() -> None:
     assert words[:3] == ["I", "would", "like"] and words[-2:] == ["some", "tea"]
 
 
+def test_the_endpoint_model_is_asked_before_the_pause_is_over() -> None:
+    heard = Heard(pause_ms=200)
+    heard.hear("turn on the light", 0.16)
+    assert heard.endpoint.n_asked == 1 and not heard.of(Endpoint)
+    heard.hear_sound(np.zeros(3200, np.float32), 0.0)
+    assert heard.endpoint.n_asked == 1
+    assert 0.15 <= heard.of(Endpoint)[0].delay_s <= 0.25
+
+
+def test_an_answer_about_an_earlier_pause_does_not_count() -> None:
+    heard = Heard(pause_ms=200)
+    heard.hear("turn on", 0.16)
+    heard.endpoint.answer = 0.0
+    heard.hear("the light", 0.5)
+    assert heard.endpoint.n_asked >= 2 and not heard.of(Endpoint)
+
+
 def test_silence_ends_an_utterance_whatever_the_model_says() -> None:
     heard = Heard(endpoint=0.0, longest_pause_ms=800)
     heard.hear("hello there", 2.0)
