@@ -39,6 +39,7 @@ class Block:
         page: from 1; 0 where the format has none.
         path: the headings, or names of classes and functions, that it is below, outermost first.
         begins: a new unit (a section, function or page) begins here; chunks prefer to end before it.
+        is_verbatim: the text is that of the lines, so blank lines between two blocks belong to it.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Block:
     page: int = 0
     path: tuple[str, ...] = ()
     begins: bool = False
+    is_verbatim: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class _Part:
         text = self.blocks[0].text
         for before, block in pairwise(self.blocks):
             # Blank lines between them stay; two parts of one line are joined by nothing but a line end.
-            n_ends = block.first - before.last if before.last else 1
+            n_ends = block.first - before.last if before.last and block.is_verbatim else 1
             text += "\n" * max(1, n_ends) + block.text
         return Chunk(text, heading_text(self.path), self.blocks[0].first, self.blocks[-1].last, self.blocks[0].page)
 
@@ -115,7 +115,7 @@ def _pieces(block: Block, max_tokens: int, count: CountTokens) -> Iterator[tuple
         yield block, n_tokens
         return
     lines = block.text.split("\n")
-    has_lines = block.first > 0 and len(lines) == block.last - block.first + 1
+    has_lines = block.first > 0 and block.is_verbatim and len(lines) == block.last - block.first + 1
     begins = block.begins
     for first, text, n_tokens in _packed(lines, max_tokens, count):
         piece = replace(block, text=text, begins=begins)

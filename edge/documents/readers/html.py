@@ -1,4 +1,7 @@
-"""HTML pages: the text that a browser would show, below its headings, with the lines of the source."""
+"""HTML pages: the text that a browser would show, below its headings, with the lines of the source.
+
+Navigation is left out; where a page says which part is the main one, the rest is, too.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from edge.units import one_line
 
 __all__ = ["read"]
 
-_SILENT = frozenset({"script", "style", "template", "noscript", "svg", "math", "iframe", "object", "select", "canvas"})
-_NAMES = """a abbr b bdi bdo big cite code data del dfn em font i img ins kbd label mark meter output q rp rt ruby s samp small
-    span strike strong sub sup time tt u var wbr"""
+_SILENT = frozenset({"script", "style", "template", "noscript", "svg", "math", "iframe", "object", "select", "canvas", "nav"})
+_NAMES = """a abbr b bdi bdo big button cite code data del dfn em font i img input ins kbd label mark meter output q rp rt
+    ruby s samp small span strike strong sub sup time tt u var wbr"""
 _INLINE = frozenset(_NAMES.split())
 """Elements within a paragraph; all others end it."""
 _VOID = frozenset({"br", "hr", "img", "input", "wbr", "meta", "link", "col", "embed", "source", "track", "area", "base"})
@@ -31,7 +34,7 @@ def read(data: bytes) -> tuple[str, Iterator[Block]]:
     parser.feed(decode(data, declared[1].decode("ascii") if declared else ""))
     parser.close()
     parser.end_block()
-    return parser.title or parser.first_heading, iter(parser.blocks)
+    return parser.title or parser.first_heading, iter(parser.main_blocks or parser.blocks)
 
 
 class _Page(HTMLParser):
@@ -39,6 +42,8 @@ class _Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.title = self.first_heading = ""
         self.blocks: list[Block] = []
+        self.main_blocks: list[Block] = []
+        self._n_main = 0  # open ones
         self._path: list[tuple[int, str]] = []
         self._pieces: list[str] = []
         self._first = self._last = 0
@@ -50,7 +55,7 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if self._silent:
             self._depth += tag == self._silent
-        elif tag in _SILENT:
+        elif tag in _SILENT or (tag not in _VOID and any(name == "hidden" for name, _ in attrs)):
             self._silent, self._depth = tag, 1
         elif tag == "title":
             self._is_title = not self.title
@@ -62,6 +67,9 @@ class _Page(HTMLParser):
         elif tag not in _INLINE:
             self.end_block()
             self._n_pre += tag == "pre"
+            if tag == "main":
+                self._n_main += 1
+                self._path = []
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in _VOID or tag not in _SILENT:
@@ -77,6 +85,7 @@ class _Page(HTMLParser):
         elif tag not in _INLINE and tag not in _CELLS:
             self.end_block(heading=int(tag[1]) if _HEADING.fullmatch(tag) else 0)
             self._n_pre = max(0, self._n_pre - (tag == "pre"))
+            self._n_main = max(0, self._n_main - (tag == "main"))
 
     def handle_data(self, data: str) -> None:
         if self._is_title:
@@ -103,5 +112,8 @@ class _Page(HTMLParser):
                 self._path = [*(one for one in self._path if one[0] < heading), (heading, name)]
                 self.first_heading = self.first_heading or name
             names = tuple(name for _, name in self._path)
-            self.blocks.append(Block(text, self._first, self._last, path=names, begins=bool(heading)))
+            block = Block(text, self._first, self._last, path=names, begins=bool(heading), is_verbatim=False)
+            self.blocks.append(block)
+            if self._n_main:
+                self.main_blocks.append(block)
         self._first = self._last = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edge.documents.base import Block
@@ -14,6 +15,7 @@ __all__ = ["read"]
 _MOST_PAGES = 20_000
 _MOST_ENTRIES = 20_000  # of an outline
 _DEEPEST = 3
+_PAGE_NUMBER = re.compile(r"(?:page |[-–—] ?)?(?:\d{1,5}|[ivxlc]{1,8})(?: ?[-–—]| of \d{1,5}| ?/ ?\d{1,5})?", re.IGNORECASE)
 
 
 def read(data: bytes) -> tuple[str, Iterator[Block]]:
@@ -50,18 +52,33 @@ def _blocks(pdf: Any, n_pages: int, outline: dict[int, list[tuple[int, str]]]) -
     path: list[tuple[int, str]] = []
     has_text = False
     for index in range(n_pages):
-        for level, name in outline.get(index, ()):
-            path = [*(one for one in path if one[0] < level), (level, name)]
+        lines = list(_lines(pdf, index))
+        entries = _places(lines, outline.get(index, ()))
         begins = True
-        for line in _lines(pdf, index):
+        for number, line in enumerate(lines):
+            for level, name in entries.get(number, ()):
+                path = [*(one for one in path if one[0] < level), (level, name)]
+                begins = True
             yield Block(line, page=index + 1, path=tuple(name for _, name in path), begins=begins)
             begins, has_text = False, True
     if not has_text:
         raise Unreadable("it holds no text, only pictures of pages; text recognition (OCR) makes a PDF with text of it")
 
 
+def _places(lines: list[str], entries: Sequence[tuple[int, str]]) -> dict[int, list[tuple[int, str]]]:
+    """Return index of a line -> entries of the outline that begin there: a line ends with their name, else the last one."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    at = 0
+    for level, name in entries:
+        wanted = name.casefold()
+        matching = (number for number in range(at, len(lines)) if one_line(lines[number]).casefold().endswith(wanted))
+        at = next(matching, at)
+        found.setdefault(at, []).append((level, name))
+    return found
+
+
 def _lines(pdf: Any, index: int) -> Iterator[str]:
-    """Yield the lines of a page; a word that is divided at the end of a line is put together."""
+    """Yield the lines of a page without its number; a word that is divided at the end of a line is put together."""
     page = pdf[index]
     try:
         text_page = page.get_textpage()
@@ -72,6 +89,7 @@ def _lines(pdf: Any, index: int) -> Iterator[str]:
             text_page.close()
     finally:
         page.close()
-    for line in text.replace("\ufffe", "").replace("\0", "").split("\n"):
-        if line.strip():
-            yield line.strip()
+    lines = [line.strip() for line in text.replace("\ufffe", "").replace("\0", "").split("\n") if line.strip()]
+    for number, line in enumerate(lines):
+        if number not in (0, len(lines) - 1) or not _PAGE_NUMBER.fullmatch(line):
+            yield line

@@ -156,6 +156,16 @@ the&nbsp;water.<br>Then wait.
     ]
 
 
+def test_html_without_what_surrounds_its_main_part() -> None:
+    page = """<h1>Site</h1><nav><a>Home</a></nav><div hidden><p>no</p><div>no</div></div><p>Hi<input hidden> there</p>"""
+    assert [block.text for block in read("html", page)[1]] == ["Site", "Hi there"]
+    _, blocks = read("html", f"<header>{page}</header>\n<main><h2>Part</h2>\n\n\n<p>Text</p></main><footer>end</footer>")
+    assert [(block.text, block.path) for block in blocks] == [("Part", ("Part",)), ("Text", ("Part",))]
+    from edge.documents.chunks import split
+
+    assert [(chunk.text, chunk.first, chunk.last) for chunk in split(blocks, 100)] == [("Part\nText", 2, 5)]
+
+
 def test_html_may_declare_its_encoding() -> None:
     page = '<meta charset="iso-8859-1"><p>Käse</p>'.encode("latin-1")
     assert read("html", page)[1][0].text == "Käse"
@@ -163,14 +173,17 @@ def test_html_may_declare_its_encoding() -> None:
 
 
 def test_a_pdf_has_pages_and_an_outline() -> None:
-    pages = [["Kettles", "boil water"], ["and tea"], ["The gasket"]]
-    title, blocks = read("pdf", make_pdf(pages, title="Manual", outline={"Use": 0, "Repair": 2}))
+    pages = [["Kettles", "boil water", "1"], ["Page 2 of 3", "and tea", "3.1 repair", "7", "It leaks."], ["The gasket"]]
+    title, blocks = read("pdf", make_pdf(pages, title="Manual", outline={"Use": 0, "Repair": 1, "Parts": 2}))
     assert title == "Manual"
     assert [(block.text, block.page, block.path, block.begins) for block in blocks] == [
         ("Kettles", 1, ("Use",), True),
         ("boil water", 1, ("Use",), False),
         ("and tea", 2, ("Use",), True),
-        ("The gasket", 3, ("Repair",), True),
+        ("3.1 repair", 2, ("Repair",), True),
+        ("7", 2, ("Repair",), False),
+        ("It leaks.", 2, ("Repair",), False),
+        ("The gasket", 3, ("Parts",), True),
     ]
 
 
