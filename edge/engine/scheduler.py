@@ -469,7 +469,12 @@ class Scheduler:
         assert generation.slot is not None
         start, chunk_size = generation.slot.n_tokens, self._cache.chunk_size
         ends = [(start // chunk_size + 1) * chunk_size, *checkpoints]  # chunk-aligned, or where a state is stored
-        n_whole = min(min(end for end in ends if end > start) - start, generation.n_left)
+        n_left = generation.n_left
+        # The same prompt once more finds all but its last token in the cache, so that one is computed alone the first time, too:
+        # with a seed, another rounding of its logits would be another reply.
+        if generation.sampling.seed is not None and not self._cache.is_exact and not generation.is_forwarding:
+            n_left = max(1, n_left - 1)
+        n_whole = min(min(end for end in ends if end > start) - start, n_left)
         others = [one for one in self._running if one is not generation and one.priority == "interactive"]
         decoded = [one for one in others if not one.is_prefilling]
         decodes = bool(decoded)
