@@ -470,7 +470,7 @@ class Scheduler:
         start, chunk_size = generation.slot.n_tokens, self._cache.chunk_size
         ends = [(start // chunk_size + 1) * chunk_size, *checkpoints]  # chunk-aligned, or where a state is stored
         n_left = generation.n_left
-        # The same prompt once more finds all but its last token in the cache, so that one is computed alone the first time, too:
+        # The same prompt once more finds all but its last token in the cache, so that one is computed alone the first time:
         # with a seed, another rounding of its logits would be another reply.
         if generation.sampling.seed is not None and not self._cache.is_exact and not generation.is_forwarding:
             n_left = max(1, n_left - 1)
