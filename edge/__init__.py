@@ -25,6 +25,7 @@ functions.py  functions as tools; tool_runner.py, runs what a model calls
 registry.py   the engines, a row each; adapters.py, LoRA adapters and the scales at which they are applied
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
 database.py   SQLite files: safe opening, migrations, transactions
+cluster.py    work on the machines of a Ray cluster
 child.py      child processes; forks.py, what a forked one never waits for
 grounding/    passages of documents that an answer rests on; citations.py, how they are shown to a model and named in its answer
 units.py      sizes and durations as text; lazy.py, package faces

@@ -16,9 +16,41 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge.device import DeviceProfile
 
-__all__ = ["list_choices"]
+__all__ = ["list_choices", "suggest_models"]
 
 _VERDICTS = {"fits": "fits", "tight": "fits barely", "too large": "does not fit"}
+
+
+def suggest_models(settings: Settings) -> str:
+    """Return a hint at larger models, once on this device, if the embedded one is all there is; "" otherwise. Blocks.
+
+    Raises:
+        EdgeError: the catalogue or the models' directory cannot be read, or the data directory cannot be written.
+    """
+    from edge.bench.recommend import candidates
+    from edge.catalog import list_models, load_catalog
+    from edge.config.schema import Settings as Defaults
+    from edge.device import probe
+    from edge.files import make_private_dir, write_private
+
+    marker = settings.paths.data_dir / "models-suggested"
+    catalog = load_catalog(settings)
+    chats = {model.name for model in list_models(settings) if not _is_silent(catalog.get(model.name))}
+    embedded = Defaults().model
+    if chats != {embedded} or settings.model != embedded or marker.exists():
+        return ""
+    larger = [one for one in candidates(settings, probe()) if one.verdict == "fits" and one.name != embedded]
+    make_private_dir(marker.parent)
+    write_private(marker, b"")
+    if not larger:
+        return ""
+    n = "1 larger model" if len(larger) == 1 else f"{len(larger)} larger models"
+    return f"{embedded} is tiny. {n} of the catalogue would fit this device: edge models recommend"
+
+
+def _is_silent(entry: CatalogEntry | None) -> bool:
+    """Tell if a model of the catalogue does not chat."""
+    return entry is not None and (entry.base or entry.embeddings or bool(entry.voice))
 
 
 def list_choices(

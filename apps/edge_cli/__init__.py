@@ -12,7 +12,8 @@ say.py         `edge say`
 listen.py      `edge listen`; voice_models.py, models for voice, fetched when a command first needs them
 voice.py       `edge voice`; voice_checks.py, the checks of its doctor
 chat.py        `edge chat`; first_use.py, the engines compared before the first one; serve.py, `edge serve`; mcp.py, `edge mcp`
-models.py      `edge models`; models_listing.py, its tables; models_voice.py, models for voice
+models.py      `edge models`; models_listing.py, its tables; models_voice.py, models for voice;
+               recommend.py, `edge models recommend`
 devices.py     `edge devices`; doctor.py, `edge doctor`; checks.py, the checks of it
 config.py      `edge config`; settings_check.py, values that are known elsewhere
 conversations.py  `edge conversations`; conversations_listing.py, its tables

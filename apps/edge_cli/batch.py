@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ EXAMPLES = examples(
     "edge batch prompts.jsonl --out answers.jsonl -m smollm2-135m --temperature 0",
     "edge batch prompts.jsonl --out answers.jsonl --parallel 8",
     "edge batch prompts.jsonl --out answers.jsonl --errors failures.jsonl --json",
+    "edge batch prompts.jsonl --out answers.jsonl --ray 10.0.0.5:6379 --threads 8",
     "edge batch - --out answers.jsonl < prompts.jsonl",
 )
 _LONGEST_S = 86_400.0
@@ -44,6 +45,7 @@ _LONGEST_S = 86_400.0
 @model_options
 @sampling_options
 @click.option("--timeout", metavar="SECONDS", help="Longest time for one request.")
+@click.option("--ray", default="", metavar="ADDRESS", help="Spread it over a Ray cluster: HOST:PORT, ray://HOST:PORT or auto.")
 @json_option
 @pass_app
 def batch(app: App, file: Path, **options: Any) -> int:
@@ -58,6 +60,9 @@ def batch(app: App, file: Path, **options: Any) -> int:
 
     Requests are answered one at a time, so that at temperature 0 an answer is exactly that of a run of its own. --parallel N
     answers N side by side: faster, and where two tokens are almost as likely the other one may be taken.
+
+    --ray ADDRESS spreads the requests over the machines of a Ray cluster, which need edge and the model: an engine on each, or,
+    with --threads N, one for every N of its CPUs. A machine that dies loses nothing but time.
     """
     from edge.errors import BackendUnavailableError
 
@@ -76,7 +81,7 @@ def batch(app: App, file: Path, **options: Any) -> int:
         began = time.monotonic()
         is_interrupted = False
         try:
-            work.answer(app)
+            work.answer_on(options["ray"]) if options["ray"] else work.answer(app)
         except KeyboardInterrupt:
             is_interrupted = True
         else:
@@ -90,9 +95,8 @@ def batch(app: App, file: Path, **options: Any) -> int:
 
 
 def _settings(app: App, options: dict[str, Any]) -> Settings:
-    from msgspec.structs import replace
-
     from edge.catalog import check_reference
+    from edge_serve.batch import with_whole_prompts
 
     defaults: dict[str, object] = {"kv.enabled": False, "server.timeout_s": _LONGEST_S}
     if options["parallel"] is None:
@@ -100,7 +104,7 @@ def _settings(app: App, options: dict[str, Any]) -> Settings:
     settings = settings_from(app, options, defaults)
     if options["model"] is not None:
         check_reference(settings.model, settings)
-    return replace(settings, window="refuse", engine=replace(settings.engine, max_waiting=None))
+    return with_whole_prompts(settings)
 
 
 @dataclass
@@ -178,7 +182,7 @@ class _Work:
     def answer(self, app: App) -> None:
         """Answer what is left."""
         from edge_cli.progress import CountProgress
-        from edge_serve.batch import Batcher, answer_line
+        from edge_serve.batch import Batcher
 
         if not self._models:
             return
@@ -192,20 +196,57 @@ class _Work:
                 with CountProgress("answered", len(self.order), self.n_before) as progress:
 
                     def note(request: BatchRequest, answered: Answered) -> None:
-                        line = answer_line(request, answered)
-                        if answered.status == 200:
-                            self._count(answered)
-                            self.numbers[request.custom_id] = len(self.answers)
-                            self.answers.append(line)
-                        else:
-                            self.failures.append(line)
-                            self.has_unknown_model |= answered.status == 404
+                        self._take(request, answered)
                         progress.step()
 
                     with contextlib.closing(self._waiting()) as waiting:
                         await batcher.answer(waiting, note, n_at_once=n_at_once)
 
             asyncio.run(answer_all())
+
+    def answer_on(self, address: str) -> None:
+        """Answer what is left on the machines of a Ray cluster."""
+        import msgspec
+
+        from edge.cluster import Cluster
+        from edge.errors import UsageError
+        from edge_cli.progress import CountProgress
+        from edge_serve.batch import read_answer, worker_options
+
+        if not self._models:
+            return
+        if (path := Path(self.settings.model)).exists() and not path.is_absolute():
+            raise UsageError(f"The machines of a cluster do not find {path}.", "Give the whole path, the same on all of them.")
+        begun: dict[int, BatchRequest] = {}
+
+        def items() -> Iterator[tuple[int, bytes]]:
+            with contextlib.closing(self._waiting()) as waiting:
+                for number, request in enumerate(waiting):
+                    begun[number] = request
+                    yield number, msgspec.msgpack.encode(request)
+
+        n_at_once = (self.settings.engine.parallel or 1) + (self.settings.engine.parallel not in (None, 1))
+        with Cluster(address, n_cpus=self.settings.threads, n_at_once=n_at_once) as cluster:
+            output.note(f"{plural(cluster.n_workers, 'engine')} on the cluster at {address}.")
+            options = worker_options(self.settings, self._models)
+            with CountProgress("answered", len(self.order), self.n_before) as progress:
+                for done in cluster.map("edge_serve.batch:make_worker", options, items()):
+                    request = begun.pop(done.number)
+                    self._take(request, read_answer(done.data) if done.data is not None else _died())
+                    progress.step()
+
+    def _take(self, request: BatchRequest, answered: Answered) -> None:
+        """Write an answer, or why there is none."""
+        from edge_serve.batch import answer_line
+
+        line = answer_line(request, answered)
+        if answered.status == 200:
+            self._count(answered)
+            self.numbers[request.custom_id] = len(self.answers)
+            self.answers.append(line)
+        else:
+            self.failures.append(line)
+            self.has_unknown_model |= answered.status == 404
 
     def _waiting(self) -> Generator[BatchRequest, None, None]:
         """Yield the requests that are to be answered."""
@@ -227,6 +268,14 @@ class _Work:
         usage: dict[str, Any] = msgspec.json.decode(answered.body).get("usage") or {}
         self.n_prompt += usage.get("prompt_tokens", usage.get("input_tokens", 0))
         self.n_generated += usage.get("completion_tokens", usage.get("output_tokens", 0))
+
+
+def _died() -> Answered:
+    """Return the answer to a request over which every engine died."""
+    from edge_serve.inside import Answered
+
+    body = b'{"error": {"message": "Every engine that tried this request died.", "type": "server_error", "code": "died"}}'
+    return Answered(500, "", body)
 
 
 def _report(work: _Work, out: Path, errors: Path, seconds: float, *, is_interrupted: bool, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_downloadable, complete_removable
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option
+from edge_cli.recommend import recommend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +39,9 @@ def models() -> None:
     A model is a catalogue name, a path, hf:OWNER/REPO[:FILE, quantisation or folder], ollama:NAME or pypi:PACKAGE. One name can
     have a model in several formats; edge uses the best one for this device.
     """
+
+
+models.add_command(recommend)
 
 
 @models.command(epilog=examples("edge models ls", "edge models ls --here --json | jq -r '.[].path'"))

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from edge_serve import inside
 from edge_serve.app import App
 from edge_serve.errors import ApiError
+from edge_serve.inside import Answered
 from edge_serve.keys import Keys
 from edge_serve.offer import Offer
 from edge_serve.security import Guard
@@ -25,9 +27,21 @@ from edge_serve.service import Service
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge.runtime import Runtime
-    from edge_serve.inside import Answered
 
-__all__ = ["PATHS", "BatchRequest", "Batcher", "answer_line", "read_request", "refusal_line"]
+__all__ = [
+    "PATHS",
+    "BatchRequest",
+    "Batcher",
+    "answer_line",
+    "make_worker",
+    "read_answer",
+    "read_request",
+    "refusal_line",
+    "with_whole_prompts",
+    "worker_options",
+]
+
+T = TypeVar("T")
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 """What a request of a batch may ask for."""
@@ -155,7 +169,7 @@ class Batcher:
 
         async def work() -> None:
             for request in waiting:
-                on_answer(request, await self._ask(request))
+                on_answer(request, await self.ask(request))
 
         tasks = [asyncio.ensure_future(work()) for _ in range(n_at_once)]
         try:
@@ -165,12 +179,70 @@ class Batcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, request: BatchRequest) -> Answered:
+    async def ask(self, request: BatchRequest) -> Answered:
+        """Answer one request. Where its model is still being loaded, or waits for memory, this waits, too."""
         while True:
             answered = await inside.post(self._app, request.path, request.body)
             if answered.status not in (429, 503) or _code_of(answered) not in ("busy", "loading"):
                 return answered
             await asyncio.sleep(_RETRY_S)  # its model is still being loaded, or waits for the memory of another
+
+
+def make_worker(options: bytes) -> Callable[[bytes], bytes]:
+    """Return what answers requests in a process of its own, on whatever machine: the work of an actor of `edge batch --ray`.
+
+    Args:
+        options: of `worker_options`.
+
+    Returns:
+        A function of `msgspec.msgpack.encode(BatchRequest)`; it returns an encoded `Answered`. It may be called from several
+        threads at once.
+
+    Raises:
+        EdgeError: the settings cannot be used here, or the first model cannot be loaded.
+    """
+    from edge.config import load_settings
+    from edge.runtime import Runtime
+
+    flags, models = msgspec.msgpack.decode(options, type=tuple[dict[str, Any], list[str]])
+    settings = with_whole_prompts(load_settings(flags, strict=False, use_file=False))
+    batcher = Batcher(Runtime(settings=settings, memory_gb=settings.server.memory_gb), settings)
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="edge-batch", daemon=True).start()
+
+    def run(work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    run(batcher.prepare(models))
+    return lambda data: _encode_answer(run(batcher.ask(msgspec.msgpack.decode(data, type=BatchRequest))))
+
+
+def worker_options(settings: Settings, models: Iterable[str]) -> bytes:
+    """Return what `make_worker` takes: all settings that were set, but for directories, which are each machine's own."""
+    from edge.config.keys import get_value, setting_keys
+    from edge.config.load import DEFAULT
+
+    names = [name for name in setting_keys() if settings.sources.get(name, DEFAULT) != DEFAULT]
+    flags = {name: get_value(settings, name) for name in names if not name.startswith(("paths.", "server.", "chat."))}
+    timeout = {"server.timeout_s": settings.server.timeout_s}
+    plain = msgspec.to_builtins({**flags, **timeout}, str_keys=True)
+    return msgspec.msgpack.encode(({name: "auto" if value is None else value for name, value in plain.items()}, list(models)))
+
+
+def with_whole_prompts(settings: Settings) -> Settings:
+    """Return the settings of a batch: a prompt is answered whole or refused, and any number of requests may wait."""
+    from msgspec.structs import replace
+
+    return replace(settings, window="refuse", engine=replace(settings.engine, max_waiting=None))
+
+
+def read_answer(data: bytes) -> Answered:
+    """Return the answer of a worker."""
+    return msgspec.msgpack.decode(data, type=Answered)
+
+
+def _encode_answer(answered: Answered) -> bytes:
+    return msgspec.msgpack.encode(answered)
 
 
 def _code_of(answered: Answered) -> object:

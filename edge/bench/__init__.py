@@ -6,7 +6,8 @@ child.py       the process that loads and measures one model
 process.py     the parent's side of that process
 candidates.py  models times engines times settings
 run.py         rounds over several candidates
-bandwidth.py   memory bandwidth, and the share of it that decode uses
+bandwidth.py   memory bandwidth, and the share of it that decode uses; a matrix product
+recommend.py   which models suit this device, and how fast they would answer
 tuner.py       the search for better settings; knobs.py, what is tried; pairs.py, two engines at once
 tune.py        that search in each format of a model; format_tuner.py, in one of them; tune_options.py, its limits
 divergence.py  how far two engines' next-token distributions are apart; losses.py, whether an engine may be that far

@@ -1,4 +1,4 @@
-"""Memory bandwidth of this device, and the bytes that decoding one token reads.
+"""Memory bandwidth and computation of this device, and the bytes that decoding one token reads.
 
 Decoding a token reads every weight once, so memory bandwidth is a ceiling for decode speed, whatever the engine; the share of
 it that is reached tells how much room an engine leaves. (A model that partly stays in the processor's caches can exceed it.)
@@ -6,11 +6,12 @@ it that is reached tells how much room an engine leaves. (A model that partly st
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.plan.memory import gguf_memory
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from edge.bench.values import Setting
     from edge.formats.artifact import Artifact
 
-__all__ = ["decode_bytes", "measure_bandwidth", "sweep_bytes"]
+__all__ = ["decode_bytes", "measure_bandwidth", "measure_compute", "sweep_bytes"]
 
 _MIN_BYTES, _MAX_BYTES = 256 << 20, 2 << 30
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -60,6 +61,41 @@ def measure_bandwidth(n_threads: int, n_bytes: int, n_sweeps: int = 5, clock: Ca
             thread.join()
         best = min(best, clock() - started)
     return sum(part.nbytes for part in parts) / best
+
+
+def measure_compute(
+    n_threads: int, size: int = 512, n_rounds: int = 8, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Return the float32 operations per second of a matrix product on `n_threads` threads, the best of several rounds.
+
+    Args:
+        n_threads: as many as prefill uses. Each multiplies matrices of its own, in a library that is held to one thread, which
+            works only where numpy was not imported before.
+        size: rows and columns of the matrices.
+        n_rounds: at least 1.
+        clock: seconds.
+    """
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+        os.environ[name] = "1"
+    import numpy as np
+
+    n_each = 4
+    pairs = [(np.ones((size, size), np.float32), np.ones((size, size), np.float32)) for _ in range(n_threads)]
+
+    def multiply(one: Any, other: Any) -> None:
+        for _ in range(n_each):
+            one @ other
+
+    best = float("inf")
+    for _ in range(n_rounds):
+        threads = [threading.Thread(target=multiply, args=pair, daemon=True) for pair in pairs]
+        started = clock()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        best = min(best, clock() - started)
+    return 2.0 * size**3 * n_each * n_threads / best
 
 
 def decode_bytes(artifact: Artifact, setting: Setting, n_past: float) -> int | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Bandwidth",
+    "Compute",
     "Logits",
     "Open",
     "Passes",
@@ -83,6 +84,12 @@ class Bandwidth(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     n_bytes: int
 
 
+class Compute(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Measure a matrix product."""
+
+    n_threads: int
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """An error: the name of its class in edge.errors, and its text."""
 
@@ -111,10 +118,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     pass_ms: dict[int, float] | None = None
     divergence: Divergence | None = None
     bytes_per_s: float | None = None
+    flops_per_s: float | None = None
     problem: Problem | None = None
 
 
-Request = Open | Run | Passes | Logits | Bandwidth
+Request = Open | Run | Passes | Logits | Bandwidth | Compute
 """What the parent may ask."""
 
 
@@ -130,6 +138,10 @@ class _Server:
             from edge.bench.bandwidth import measure_bandwidth
 
             return Answer(bytes_per_s=measure_bandwidth(request.n_threads, request.n_bytes))
+        if isinstance(request, Compute):
+            from edge.bench.bandwidth import measure_compute
+
+            return Answer(flops_per_s=measure_compute(request.n_threads))
         from edge.bench.divergence import compare_logits, write_logits
         from edge.bench.measure import measure, measure_passes
 

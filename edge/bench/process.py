@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.bench.child import Answer, Bandwidth, Logits, Open, Passes, Prefill, Request, Run
+from edge.bench.child import Answer, Bandwidth, Compute, Logits, Open, Passes, Prefill, Request, Run
 from edge.bench.values import Sample, Setting
 from edge.child import Child, python_command, rebuild_error
 from edge.errors import BackendError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edge.bench.divergence import Divergence
     from edge.plan.receipt import Plan
 
-__all__ = ["Worker", "bandwidth_here", "setting_of"]
+__all__ = ["Worker", "bandwidth_here", "compute_here", "setting_of"]
 
 _LEFT_OUT = ("artifact", "memory", "choices", "prefill")
 
@@ -139,6 +139,19 @@ def bandwidth_here(n_threads: int, n_bytes: int) -> float:
     child = _start()
     try:
         return _ask(child, Bandwidth(n_threads=n_threads, n_bytes=n_bytes)).bytes_per_s or 0.0
+    finally:
+        child.close()
+
+
+def compute_here(n_threads: int) -> float:
+    """Measure a float32 matrix product in a process of its own, in operations per second.
+
+    Raises:
+        EdgeError: it could not be measured.
+    """
+    child = _start()
+    try:
+        return _ask(child, Compute(n_threads=n_threads)).flops_per_s or 0.0
     finally:
         child.close()
 

@@ -22,6 +22,7 @@ from edge_chat.controller import ChatController
 from edge_chat.documents import propose_docs
 from edge_chat.keys import bindings
 from edge_chat.meter import Meter
+from edge_chat.offers import suggest_models
 from edge_chat.outbox import Departure
 from edge_chat.read_ahead import ReadAhead
 from edge_chat.screens.listing import Listing
@@ -169,8 +170,14 @@ class ChatScreen(ChatView):
             self.read_ahead.touch()
             self.run_guarded(self.meter.measure_page)
             self.controller.sending.model_ready()
+            self.run_guarded(self._suggest_models)
         elif state.phase == "failed" and state.error is not None:
             self.controller.sending.model_failed()
+
+    async def _suggest_models(self) -> None:
+        """Hint at larger models, once on this device, where the embedded one is all there is."""
+        if hint := await asyncio.to_thread(suggest_models, self.app.settings):
+            self.tell(hint)
 
     async def show_load_error(self) -> None:
         await self._model_view.show_error()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 import msgspec
 
 from edge.child import Child, python_command, rebuild_error
-from edge.errors import BackendError, BackendUnavailableError, EdgeError
+from edge.cluster import connect
+from edge.errors import BackendError, EdgeError
 from edge_convert.evaluate.card import Speed
 from edge_convert.evaluate.measure import (
     Job,
@@ -160,22 +160,9 @@ class RayJobs:
     """
 
     def __init__(self, address: str, n_threads: int) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise BackendUnavailableError("Ray is not installed.", "pip install 'edge-assistant[ray]'") from error
-        self._ray: Any = ray
+        self._ray, self._is_ours = connect(address)
         self._n_threads = n_threads
         self.machine = ""
-        self._is_ours = not ray.is_initialized()
-        try:
-            _check_listens(address)
-            if self._is_ours:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise BackendUnavailableError(
-                f"There is no Ray cluster at {address}: {error}.", "Start one with: ray start --head"
-            ) from error
 
     def qualities(self, models: Paths, texts: Texts, folder: Path, on_progress: OnProgress) -> dict[str, QualityResult]:
         """See `LocalJobs`."""
@@ -227,13 +214,6 @@ class RayJobs:
         """Leave the cluster, which keeps running."""
         if self._is_ours:
             self._ray.shutdown()
-
-
-def _check_listens(address: str) -> None:
-    """Raise OSError if nobody listens at an address; Ray itself tries for minutes. For "auto" it looks in its own files."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _quality_task(data: bytes, reference: dict[int, Any]) -> bytes:
