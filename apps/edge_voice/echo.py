@@ -16,6 +16,8 @@ __all__ = ["HalfDuplex", "Headphones", "LivekitCanceller", "open_half_duplex", "
 _FRAME = RATE // 100  # WebRTC's audio processing takes 10 ms at a time
 _JITTER = RATE // 20  # by which the time of a piece may differ from the end of the one before it
 _LEAD = RATE // 50  # by which the loudspeaker is taken to be earlier than its device says
+_LEARNING = RATE // 2  # of sound that is played, before what is left of it counts as heard
+_AUDIBLE = 0.003
 _PLAYING = RATE // 4  # since the newest sound of a loudspeaker that still plays
 
 
@@ -81,7 +83,8 @@ class LivekitCanceller:
     """WebRTC's echo canceller (AEC3) with its noise suppression, from the package livekit.
 
     It pairs the microphone with what the loudspeaker plays at that time by the clock, not by the order of calls: threads that
-    get no processor for a while would move the echo otherwise, which the canceller takes seconds to learn.
+    get no processor for a while would move the echo otherwise, which the canceller takes seconds to learn. The room it learns
+    from the first half second that is played, in which the microphone counts as silent.
 
     Args:
         patience_s: longest wait for what the loudspeaker plays, while it plays, in seconds.
@@ -104,6 +107,7 @@ class LivekitCanceller:
         self._patience_s = patience_s
         self._far = _Timeline()
         self._near_end = 0
+        self._n_unlearned = _LEARNING
         self._changed = threading.Condition()
 
     def played(self, samples: Samples, at_s: float) -> None:
@@ -132,6 +136,9 @@ class LivekitCanceller:
             frame = self._frame_of(block.samples[first : first + _FRAME])
             self._module.process_stream(frame)
             cleaned[first : first + _FRAME] = np.frombuffer(frame.data, np.int16).astype(np.float32) / 32768
+        if self._n_unlearned > 0 and np.abs(far).max() > _AUDIBLE:
+            self._n_unlearned -= BLOCK
+            cleaned[:] = 0
         return cleaned
 
     def close(self) -> None:

@@ -61,6 +61,15 @@ def test_with_headphones_nothing_is_changed() -> None:
     assert Headphones().clean(block) is block.samples
 
 
+def test_nothing_is_heard_until_the_room_is_known() -> None:
+    far = noise_in_words(3, 1)
+    cleaned = run(far, 0.5 * far)
+    loud = np.flatnonzero(np.abs(cleaned) > 0.05)
+    assert not len(loud) or loud[0] > RATE // 2
+    silent = run(np.zeros_like(far), far)  # nothing is played: the voice is heard at once
+    assert level(silent[RATE // 4 :]) > level(far) - 12
+
+
 def test_what_is_late_is_waited_for_and_no_longer_than_it_plays() -> None:
     import threading
     import time
