@@ -76,8 +76,10 @@ class VoiceDesk:
             if self._opening is None or self._opening.done():
                 self._opening = asyncio.create_task(self._open())
             await asyncio.shield(self._opening)
-        if self._line is not None and hands_free is not None:
-            self._line.hands_free = hands_free
+        if self._line is not None:
+            if hands_free is not None:
+                self._line.hands_free = hands_free
+            self._change(is_hands_free=self._line.hands_free)
 
     async def talk(self) -> None:
         """Listen for one message; while it is heard, end it. A reply that is being spoken is interrupted."""

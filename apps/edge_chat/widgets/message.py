@@ -104,7 +104,9 @@ class MessageView(Vertical, can_focus=True):
         self.searched = said_about(node.record)
         self.show_passages(read_answer(node.record), node.content)
         is_cut = node.status == "complete" and node.record.get("finish_reason") == "length"
-        self.set_reactive(MessageView.state, "cut off" if is_cut else _STATUS_TEXT.get(node.status, ""))
+        is_interrupted = node.status == "stopped" and "interrupted" in node.record
+        state = "cut off" if is_cut else "interrupted" if is_interrupted else _STATUS_TEXT.get(node.status, "")
+        self.set_reactive(MessageView.state, state)
         if self.is_mounted:
             self._show_head()
 

@@ -13,6 +13,7 @@ from edge_chat import format as fmt
 
 __all__ = ["VoiceBar", "VoiceState", "level_bar"]
 
+_SPOKEN = ("♪", "Speaking:")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _QUIETEST_DB, _LOUDEST_DB = -60.0, -6.0
 
@@ -27,6 +28,7 @@ class VoiceState:
         is_hearing: somebody speaks.
         level_db: loudness of the microphone, in dB below full scale.
         sentence: that is being spoken; "" for none.
+        is_hands_free: it listens all the time.
     """
 
     phase: Literal["off", "opening", "ready"] = "off"
@@ -34,6 +36,7 @@ class VoiceState:
     is_hearing: bool = False
     level_db: float = -90.0
     sentence: str = ""
+    is_hands_free: bool = False
 
     def with_changes(self, **changes: Any) -> VoiceState:
         """Return the state with some fields changed."""
@@ -57,10 +60,19 @@ class VoiceState:
             parts.append((f"Microphone on: {word}" if is_plain else f"● {word}{level}", "bold $text-error"))
         if self.sentence:
             said = " ".join(fmt.clean(self.sentence).split())
+            said = said.rstrip(".") if is_plain else said
             parts.append((f"Speaking: {said}" if is_plain else f"♪ {said}", "$text-accent"))
-        if not parts:
-            parts.append((f"Voice is on. {key('talk')} to speak", "$foreground 70%"))
-        return parts
+        return [*parts, (self._keys(key), "$foreground 70%")]
+
+    def _keys(self, key: Callable[[str], str]) -> str:
+        """Return what the keys do now."""
+        if self.sentence:
+            return f"{key('talk')} interrupts"
+        if self.is_listening and self.is_hands_free:
+            return "/voice off ends it"
+        if self.is_listening:
+            return f"{key('talk')} sends, {key('stop')} cancels"
+        return f"Voice is on. {key('talk')} to speak"
 
 
 def level_bar(level_db: float) -> str:
@@ -76,13 +88,20 @@ class VoiceBar(Static):
     def __init__(self) -> None:
         super().__init__("", id="voice", markup=False)
         self.display = False
+        self._parts: list[tuple[str, str]] = []
+        self._separator = "  "
 
     def show(self, state: VoiceState, key: Callable[[str], str], *, is_plain: bool) -> None:
         """Show a state; arguments as of `VoiceState.parts`."""
-        parts = state.parts(key, is_plain=is_plain)
-        self.display = bool(parts)
-        separator = ". " if is_plain else "  "
+        self._parts, self._separator = state.parts(key, is_plain=is_plain), ". " if is_plain else "  "
+        self.display = bool(self._parts)
+        self.refresh()
+
+    def render(self) -> Content:
+        """Return the parts; a long sentence makes room for the others."""
+        room = self.content_size.width - sum(len(text) + len(self._separator) for text, _ in self._parts)
         content: list[Any] = []
-        for text, style in parts:
-            content += [(text, style), separator]
-        self.update(Content.assemble(*content[:-1]))
+        for text, style in self._parts:
+            is_cut = room < 0 and text.startswith(_SPOKEN)
+            content += [(fmt.one_line(text, max(10, len(text) + room)) if is_cut else text, style), self._separator]
+        return Content.assemble(*content[:-1])

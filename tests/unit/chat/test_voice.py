@@ -202,4 +202,18 @@ def test_the_level_as_a_bar(level_db: float, shown: str) -> None:
 def test_plain_mode_has_words_only() -> None:
     state = VoiceState("ready", is_listening=True, is_hearing=True, level_db=-20, sentence="All is well.")
     text = ". ".join(part for part, _ in state.parts(lambda name: "F5", is_plain=True))
-    assert text == "Microphone on: hearing you. Speaking: All is well." and text.isascii()
+    assert text == "Microphone on: hearing you. Speaking: All is well. F5 interrupts" and text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("state", "keys"),
+    [
+        (VoiceState("ready"), "Voice is on. talk to speak"),
+        (VoiceState("ready", is_listening=True), "talk sends, stop cancels"),
+        (VoiceState("ready", is_listening=True, is_hands_free=True), "/voice off ends it"),
+        (VoiceState("ready", sentence="Yes."), "talk interrupts"),
+        (VoiceState("opening"), "Starting voice …"),
+    ],
+)
+def test_the_keys_that_work_now(state: VoiceState, keys: str) -> None:
+    assert state.parts(lambda name: name, is_plain=False)[-1][0] == keys
