@@ -27,7 +27,7 @@ files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-2
 database.py   SQLite files: safe opening, migrations, transactions
 cluster.py    work on the machines of a Ray cluster
 child.py      child processes; forks.py, what a forked one never waits for
-grounding/    passages of documents that an answer rests on; citations.py, how they are shown to a model and named in its answer
+grounding/    passages of documents that an answer rests on; grounded.py, those of a turn; citations.py, how a model sees them
 units.py      sizes and durations as text; lazy.py, package faces
 """
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edge.conversation.store import ConversationStore
     from edge.engine.governor import Governor
     from edge.formats.artifact import Artifact
+    from edge.grounding.sources import Sources
     from edge.names import Accelerator, KVType
     from edge.plan.receipt import Plan
     from edge.tiers.base import Consent
@@ -269,7 +270,6 @@ def _assemble(
         with_disk: store the KV cache on the disk, if the engine can.
     """
     from edge.assistant import Assistant
-    from edge.grounding.sources import Sources
 
     disk = None
     try:
@@ -295,7 +295,7 @@ def _assemble(
             trace=trace,
             max_waiting=chosen.engine.max_waiting,
             escalation=escalation,
-            sources=Sources(chosen.paths.documents_dir),
+            sources=make_sources(chosen),
         )
     except BaseException:
         if disk is not None:
@@ -489,6 +489,14 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend, stamps: list[lis
     for each in {model, own}:
         blocks.name_model(each, name)
     return DiskCache(blocks, model, kv.answers, own)
+
+
+def make_sources(settings: Settings) -> Sources:
+    """Return the collections of documents, and whether answers from them are given again."""
+    from edge.grounding.sources import Sources
+
+    similarity = settings.docs.answer_similarity if settings.docs.answers else None
+    return Sources(settings.paths.documents_dir, answer_similarity=similarity)
 
 
 def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor | None:

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend, default_answer
 from edge.errors import UsageError
-from edge.grounding.sources import Sources
-from edge.loading import LoadOptions
+from edge.loading import LoadOptions, make_sources
 from edge.messages import Message, ToolCall
 from edge.types import Sampling, kind_of
 
@@ -113,7 +112,7 @@ class FakeModel:
             system=(settings.system or None) if settings is not None else None,
             window=settings.window if settings is not None else "drop",
             cache_namespace=options.get("cache_namespace", ""),
-            sources=Sources(settings.paths.documents_dir) if settings is not None else None,
+            sources=make_sources(settings) if settings is not None else None,
         )
 
     async def aload(self, model: str | None = None, **options: Unpack[LoadOptions]) -> Assistant:

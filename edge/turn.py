@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edge.citations import frame, to_record, unknown_numbers
 from edge.constraint import Constraint
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
@@ -25,8 +24,9 @@ from edge.errors import (
     EdgeError,
     UnsupportedError,
 )
-from edge.events import Passages, Progress
+from edge.events import Progress
 from edge.files import shipped
+from edge.grounded import Grounded
 from edge.kv.answers import Answer
 from edge.prompt.summary import Summariser
 from edge.prompt.window import Window, fit
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 __all__ = ["Turn"]
 
 T = TypeVar("T")
-_SHARE_OF_PASSAGES = 3  # of the window: a third for passages at most, and the rest for the conversation and the reply
 _SHORT_OF_MEMORY = " The window is smaller than usual for now, because the device is short of memory."
 
 
@@ -110,6 +109,8 @@ class Turn:
         self._round = ReplyReader(self.reply)
         self._generation: Generation | None = None  # the newest one
         self.reply.answered_by = self.model
+        weights = self.plan.artifact.path if self.plan is not None else ""
+        self._grounded = Grounded(self.request, self.reply, self.saver, f"{self.model} {weights}")
 
     def start(self, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Run the turn in a thread of its own.
@@ -158,10 +159,7 @@ class Turn:
         is_empty = reply.stopped_by is not None and not self._round.text
         if is_empty:
             reply.note(f"There is no reply: the stop text {reply.stopped_by!r} came first.")
-        if reply.citations and (unknown := unknown_numbers(self._round.text, reply.citations)):
-            reply.note(
-                f"The answer refers to {', '.join(f'[{number}]' for number in unknown)}, and no passage has that number."
-            )
+        self._grounded.end(finished, self._round)
         self._check_end(finished)
         self._save_end("stopped" if is_empty or finished.reason in ("cancelled", "repetition") else "complete", finished.reason)
         return finished.reason, None
@@ -201,8 +199,7 @@ class Turn:
         }
         if reply.escalated:
             record["escalated"] = reply.escalated
-        if reply.citations:
-            record["citations"] = [asdict(one) for one in reply.citations]
+        record |= self._grounded.record()
         if self.request.mix:
             record["lora"] = {self.scheduler.adapters[number].name: scale for number, scale in self.request.mix}
         if self.request.cache in ("off", "memory"):
@@ -216,6 +213,9 @@ class Turn:
         """Answer, and run the tools that the model calls until it calls none."""
         request, reply = self.request, self.reply
         self._ground()
+        known = self._grounded.known
+        if known is not None:
+            return self._repeat(Answer(known.text, (), known.reason, known.total_ms), 0)
         finished = self._answer_round()
         runner = ToolRunner(
             request.options.tools,
@@ -241,26 +241,10 @@ class Turn:
         return self._answer_once()
 
     def _ground(self) -> None:
-        """Choose passages of documents for the last message, and make them part of it, in the prompt and where it is saved."""
-        grounding, prompt, reply = self.request.grounding, self._prompt, self.reply
-        if grounding is None or isinstance(prompt, str) or self.request.is_prefill_only:
-            return
-        room = self._n_ctx // _SHARE_OF_PASSAGES
-        n_tokens = sum(self._count_one(message) for message in prompt)
-        repeats = n_tokens + room > self._n_ctx - self._n_ctx // 4  # earlier messages may be dropped
-        chosen = grounding.choose(room, lambda text: len(self.prompting.tokenize(text)), repeats=repeats)
-        reply.emit(Passages(chosen.citations, chosen.searched))
-        if not chosen.citations:
-            names = " and ".join(chosen.searched) or "the documents"
-            reply.note(f"Nothing about this was found in {names}. The answer rests on no document.")
-        if grounding.is_in_prompt:
-            return
-        again = tuple(one.number for one in chosen.again)
-        if passages := frame(chosen.new, again):
-            last = prompt[-1]
-            self._prompt = [*prompt[:-1], replace(last, content=f"{passages}\n\n{last.content}")]
-        if self.saver is not None:
-            self.saver.save_passages(to_record(chosen.new, again))
+        """Make passages of documents part of the last message."""
+        self._prompt = self._grounded.ground(
+            self._prompt, self._n_ctx, lambda text: len(self.prompting.tokenize(text)), self._count_one
+        )
 
     def _go_on(self, results: Sequence[Message]) -> None:
         """Save the results of tool calls, and make them and the calls part of the prompt."""

@@ -270,7 +270,8 @@ class Turns:
         if not found:
             return None
         orders = self.sources.orders(found) if is_first else {}
-        return Grounding(found, question, earlier, before=before, orders=orders)
+        answers = self.sources.answers(found) if is_first else None
+        return Grounding(found, question, earlier, before=before, answers=answers, orders=orders)
 
     def compile(self, constraint: Constraint) -> Compiled:
         """Compile a constraint, which turns then find; see `Compiler.compile`."""

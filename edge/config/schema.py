@@ -18,6 +18,7 @@ __all__ = [
     "PATH_VARIABLES",
     "TABLES",
     "ChatSettings",
+    "DocsSettings",
     "EngineSettings",
     "EscalationSettings",
     "GovernorSettings",
@@ -328,6 +329,18 @@ class VoiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     keep_audio: Path | None = None
 
 
+class DocsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Answers from documents; see docs/documents.md.
+
+    Attributes:
+        answers: give an earlier answer over a collection again to a question that means the same, marked as such.
+        answer_similarity: how near the two questions have to be, as a cosine.
+    """
+
+    answers: bool = False
+    answer_similarity: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.92
+
+
 class EscalationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A next tier, which answers what the first model should not answer alone; see docs/tiers.md. Off while `to` is not set.
 
@@ -391,6 +404,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         server: the local server.
         voice: speech in and out.
         escalation: the next tier.
+        docs: answers from documents.
         sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
     """
 
@@ -414,6 +428,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     server: ServerSettings = msgspec.field(default_factory=ServerSettings)
     voice: VoiceSettings = msgspec.field(default_factory=VoiceSettings)
     escalation: EscalationSettings = msgspec.field(default_factory=EscalationSettings)
+    docs: DocsSettings = msgspec.field(default_factory=DocsSettings)
     sources: dict[str, str] = {}
 
 
@@ -428,4 +443,5 @@ TABLES: dict[str, type] = {
     "server": ServerSettings,
     "voice": VoiceSettings,
     "escalation": EscalationSettings,
+    "docs": DocsSettings,
 }

@@ -29,11 +29,15 @@ from edge.errors import UsageError
 from edge.files import absolute_path, make_private_dir
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edge.embedding import Embedder
 
 __all__ = ["Collection", "collections"]
 
 FILE_NAME = "documents.db"
+_ANSWERS_NAME = "answers.db"
 _POOL = 50  # passages of each search that are ranked together
 _MOST = 1000
 
@@ -108,7 +112,7 @@ class Collection:
             for path in found:
                 connection.execute("INSERT OR IGNORE INTO source VALUES (?)", (db.path_key(path),))
                 db.forget_refused(connection, path)
-        return self._adding(on_progress).run(found)
+        return self._changed(self._adding(on_progress).run(found))
 
     def update(self, on_progress: OnAdd | None = None) -> AddReport:
         """Look at all paths that were added: read what changed, and remove documents whose files are gone.
@@ -119,7 +123,17 @@ class Collection:
         """
         with self._db.read() as connection:
             paths = db.sources(connection)
-        return self._adding(on_progress).run(paths)
+        return self._changed(self._adding(on_progress).run(paths))
+
+    def _changed(self, report: AddReport) -> AddReport:
+        if report.added or report.removed:
+            self._forget_answers()
+        return report
+
+    def _forget_answers(self) -> None:
+        """Delete the answers that were given from what the documents said before."""
+        for suffix in ("", "-wal", "-shm"):
+            self.answers_file.with_name(_ANSWERS_NAME + suffix).unlink(missing_ok=True)
 
     def _adding(self, on_progress: OnAdd | None) -> Adding:
         return Adding(self._db, self.folder, self._meaning, on_progress)
@@ -192,6 +206,7 @@ class Collection:
         if gone:
             self._db.forget_deleted()
             self._db.shrink()
+            self._forget_answers()
         return len(gone)
 
     def delete(self) -> None:
@@ -210,6 +225,27 @@ class Collection:
         for file in sorted(self.folder.iterdir()):
             file.unlink()
         self.folder.rmdir()
+
+    @property
+    def version(self) -> str:
+        """The state of its passages: another one after every change."""
+        with self._db.read() as connection:
+            newest = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'chunk'").fetchone()
+            n_passages, _ = db.chunk_counts(connection)
+        return f"{newest[0] if newest is not None else 0}-{n_passages}"
+
+    @property
+    def answers_file(self) -> Path:
+        """Where answers from its documents may be stored (`edge.grounding.answers`); deleted when a document changes."""
+        return self.folder / _ANSWERS_NAME
+
+    def vector_of(self, question: str) -> NDArray[np.float32] | None:
+        """Return the vector of a question, of length 1; None if the collection has no vectors, or its model is not here.
+
+        Raises:
+            BackendError: the embedding model failed.
+        """
+        return self._meaning.of_query(question, is_required=False)
 
     @property
     def info(self) -> CollectionInfo:

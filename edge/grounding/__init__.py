@@ -5,6 +5,7 @@ relevance.py  tells whether a passage is about a question
 path.py       the passages of a conversation so far
 sources.py    the collections that a loaded model answers from
 order.py      orders of earlier prompts, so that the next one begins alike; warming.py, beginnings prefilled ahead
+answers.py    earlier answers, given again to a question that means the same
 """
 
 from __future__ import annotations

@@ -7,11 +7,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from edge.citations import Citation
 from edge.grounding.order import Orders
 from edge.grounding.relevance import relevance
+
+if TYPE_CHECKING:
+    from edge.grounding.answers import SimilarAnswers
 
 __all__ = ["MIN_RELEVANCE", "MOST_PASSAGES", "Chosen", "Docs", "Grounding", "PassageLike", "Source", "key_of"]
 
@@ -96,10 +99,11 @@ class Grounding:
         question: as the user asks it.
         earlier: passages of earlier messages of the prompt.
         before: the question before, which says what "and the second one?" is about; it is searched, too, if nothing is found.
+        answers: to earlier questions, for one that stands alone; None has none.
         orders: of passages in earlier prompts that began as this one does, by the name of their source.
 
     Attributes:
-        sources, question: see above.
+        sources, question, answers: see above.
         is_in_prompt: the message has its passages already.
     """
 
@@ -110,9 +114,10 @@ class Grounding:
         earlier: Sequence[Citation] = (),
         *,
         before: str = "",
+        answers: SimilarAnswers | None = None,
         orders: Mapping[str, Orders] | None = None,
     ) -> None:
-        self.sources, self.question = tuple(sources), question
+        self.sources, self.question, self.answers = tuple(sources), question, answers
         self._earlier, self._before, self._orders = tuple(earlier), before[:_LONGEST_QUERY], dict(orders or {})
         self._lock = threading.Lock()
         self._chosen: Chosen | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["coverage", "relevance"]
+__all__ = ["asks_alike", "coverage", "relevance"]
 
 _WORD = re.compile(r"\w+")
 _ENDINGS = ("ing", "ed", "es", "s")
@@ -21,6 +21,13 @@ _GRAMMAR = """
     not you your can may name kind called type
 """
 """Words of English questions that say nothing about their subject. Other languages keep theirs, and reach a little less."""
+_EMPTY = """
+    a an the of to in on at by for with from is are was were be been being do does did has have had will would can could
+    should may i me my we our you your it its he his she her they their them mr mrs ms please
+"""
+"""Words that change nothing about what is asked. "not", "before" and "same" are none of them."""
+_ASKING = {word: word for word in ("who", "what", "when", "where", "which", "why", "how")} | {"whom": "who", "whose": "who"}
+_SHARE_ALIKE = 0.75
 
 
 def coverage(question: str, text: str) -> float:
@@ -42,6 +49,22 @@ def relevance(question: str, text: str, cosine: float | None) -> float:
     """
     shared = coverage(question, text)
     return shared + (shared if cosine is None else cosine)
+
+
+def asks_alike(question: str, other: str) -> bool:
+    """Return whether two questions ask with the same word, have the same numbers, and share three of four of their other words."""
+    one, two = _parts(question), _parts(other)
+    n_all = len(one[2] | two[2])
+    return one[:2] == two[:2] and len(one[2] & two[2]) >= _SHARE_ALIKE * n_all
+
+
+def _parts(question: str) -> tuple[str, set[str], set[str]]:
+    """Return what a question asks with, its numbers, and its other words without those of grammar and without endings."""
+    words = _WORD.findall(question.lower())
+    asks = next((word for word in words if word in _ASKING), "")
+    numbers = {word for word in words if any(character.isdigit() for character in word)}
+    left_out = {*_EMPTY.split(), *_ASKING}
+    return _ASKING.get(asks, ""), numbers, {_stem(word) for word in words if word not in left_out}
 
 
 def _stem(word: str) -> str:

@@ -14,6 +14,7 @@ from edge.grounding.order import Orders
 
 if TYPE_CHECKING:
     from edge.documents import Collection
+    from edge.grounding.answers import SimilarAnswers
 
 __all__ = ["Sources", "open_collection", "orders_of"]
 
@@ -55,9 +56,13 @@ class Sources:
     Args:
         folder: of the collections; None is the user's.
         opener: opens a collection by its name instead.
+        answer_similarity: give earlier answers again to questions that are at least so near, as a cosine; None never does.
     """
 
-    def __init__(self, folder: Path | None = None, *, opener: Opener | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, opener: Opener | None = None, answer_similarity: float | None = None
+    ) -> None:
+        self._answer_similarity = answer_similarity
         self._opener = opener or partial(open_collection, folder=folder)
         self._lock = threading.Lock()
         self._opened: dict[str, _Opened] = {}
@@ -85,6 +90,17 @@ class Sources:
                 if source.name not in self._orders:
                     self._orders[source.name] = orders_of(source)
             return {source.name: self._orders[source.name] for source in sources}
+
+    def answers(self, sources: Sequence[Source]) -> SimilarAnswers | None:
+        """Return the earlier answers over the collection that is searched; None for several, and where they are not wanted."""
+        from edge.documents import Collection
+
+        source = sources[0] if len(sources) == 1 else None
+        if self._answer_similarity is None or not isinstance(source, Collection):
+            return None
+        from edge.grounding.answers import SimilarAnswers
+
+        return SimilarAnswers(source, self._answer_similarity)
 
     def _open(self, name: str) -> Source:
         """Return a collection by name, opened again if it was deleted or made again meanwhile."""
