@@ -5,9 +5,9 @@
 
 NarrativeQA has about 30 questions on each story, written by several people, so that some of them mean the same. All pairs of
 questions on one story are compared. Two are taken for the same as `edge.grounding.answers` does it: a cosine of their vectors
-over the threshold, and the same asking word, numbers and other words. Such a hit is false if the answers to the two differ: if no
-answer to one has an F1 of 0.5 (as SQuAD counts it) with one to the other. People also give different answers to the very
-same question, which the row "same text" shows: what is above it is due to the threshold.
+over the threshold, and the same asking word, numbers and other words. Such a hit is false if the answers to the two differ:
+if no answer to one has an F1 of 0.5 (as SQuAD counts it) with one to the other. People also give different answers to the
+very same question, which the row "same text" shows: what is above it is due to the threshold.
 
 Printed: pairs that are hits, the share of questions that would be answered again, and the share of hits that are false, with
 words compared, and by the vectors alone.

@@ -1,8 +1,8 @@
 """Answers to earlier questions over a collection, given again to a question that means the same. Off by default.
 
 Vectors alone do not tell "first on the list" from "second on the list". So a question counts as the same only if its vector is
-near, it asks with the same word (who, when, why), has the same numbers, and shares most of its other words. docs/documents.md has
-how often that is wrong. Each answer belongs to one state of the collection, and is gone once a document changes.
+near, it asks with the same word (who, when, why), has the same numbers, and shares most of its other words. docs/documents.md
+has how often that is wrong. Each answer belongs to one state of the collection, and is gone once a document changes.
 """
 
 from __future__ import annotations

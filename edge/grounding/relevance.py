@@ -52,7 +52,7 @@ def relevance(question: str, text: str, cosine: float | None) -> float:
 
 
 def asks_alike(question: str, other: str) -> bool:
-    """Return whether two questions ask with the same word, have the same numbers, and share three of four of their other words."""
+    """Return whether two questions ask with the same word, have the same numbers, and share three of four other words."""
     one, two = _parts(question), _parts(other)
     n_all = len(one[2] | two[2])
     return one[:2] == two[:2] and len(one[2] & two[2]) >= _SHARE_ALIKE * n_all
