@@ -20,7 +20,7 @@ State: TypeAlias = Literal["ok", "note", "broken"]
 _QUIET_DB, _LOUD_ROOM_DB = -75.0, -35.0
 _CLIPPED, _OFFSET = 0.001, 0.05
 _SLOW_S, _FIRST_S = 0.4, 2.0
-_DRIFT = 0.01
+_DRIFT = 0.03  # 44.1 instead of 48 kHz is 0.09; a busy machine alone makes 0.01
 _PACKAGES = ("sounddevice", "soxr", "onnxruntime", "ctranslate2", "tokenizers")
 _MIXER = {
     "darwin": "Allow your terminal in System Settings > Privacy & Security > Microphone, and raise the level in Sound.",

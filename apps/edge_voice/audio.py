@@ -251,6 +251,7 @@ class PortAudioMicrophone:
         """Stop recording and free the device."""
         self._stream.close()
         self._ring.wake()
+        self._resampler = StreamResampler(RATE)  # soxr complains of its objects that live until the process ends
 
 
 class PortAudioSpeaker:
