@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from edge_voice.devices import Direction
 
 __all__ = [
     "complete_backend",
@@ -15,7 +18,9 @@ __all__ = [
     "complete_downloadable",
     "complete_file",
     "complete_kv_type",
+    "complete_language",
     "complete_local_model",
+    "complete_microphone",
     "complete_model",
     "complete_prefiller",
     "complete_removable",
@@ -23,6 +28,7 @@ __all__ = [
     "complete_setting",
     "complete_setting_name",
     "complete_setting_value",
+    "complete_speaker",
     "complete_voice",
 ]
 
@@ -151,6 +157,22 @@ def _collections() -> Iterable[tuple[str, str]]:
     return ((name, "") for name in collection_names())
 
 
+def _devices(direction: Direction) -> Iterable[tuple[str, str]]:
+    from edge_voice.devices import list_devices
+
+    return ((one.name, f"number {one.index}, {one.system}") for one in list_devices(direction))
+
+
+def _languages() -> Iterable[tuple[str, str]]:
+    """Return codes that Whisper knows best; it takes 99 in all."""
+    codes = {
+        "de": "German", "en": "English", "es": "Spanish", "fr": "French", "hi": "Hindi", "it": "Italian", "ja": "Japanese",
+        "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ru": "Russian", "tr": "Turkish", "uk": "Ukrainian",
+        "zh": "Chinese",
+    }  # fmt: skip
+    return [("auto", "found out from the sound"), *codes.items()]
+
+
 def complete_model(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
     """Complete names of the catalogue, else files."""
     return _completer(_catalogue)(ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
@@ -173,6 +195,9 @@ def _voices() -> Iterable[tuple[str, str]]:
 
 
 complete_voice = _completer(_voices)
+complete_microphone = _completer(lambda: _devices("input"))
+complete_speaker = _completer(lambda: _devices("output"))
+complete_language = _completer(_languages)
 complete_local_model = _completer(_fetched_models)
 complete_removable = _completer(_removable)
 complete_setting_name = _completer(_settings)

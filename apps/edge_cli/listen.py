@@ -15,7 +15,7 @@ from edge.files import open_file
 from edge.units import duration_text, reason
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
-from edge_cli.completers import complete_file, complete_setting
+from edge_cli.completers import complete_file, complete_language, complete_microphone, complete_setting
 from edge_cli.group import examples
 from edge_cli.options import settings_from
 from edge_cli.voice_models import fetch_voice
@@ -48,9 +48,19 @@ EXAMPLES = examples(
     shell_complete=complete_file,
     help="Transcribe a WAV file instead of the microphone; - is stdin.",
 )
-@click.option("--language", metavar="CODE", help="Language that is spoken, such as de; auto finds it out. Default: en.")
+@click.option(
+    "--language",
+    metavar="CODE",
+    shell_complete=complete_language,
+    help="Language that is spoken, such as de; auto finds it out. Default: en.",
+)
 @click.option("--once", is_flag=True, help="End after the first utterance.")
-@click.option("--device", metavar="NAME", help="Microphone, by its number or part of its name (see edge voice doctor).")
+@click.option(
+    "--device",
+    metavar="NAME",
+    shell_complete=complete_microphone,
+    help="Microphone, by its number or part of its name (see edge voice doctor).",
+)
 @click.option(
     "--keep-audio",
     metavar="FOLDER",

@@ -11,7 +11,7 @@ import click
 
 from edge_cli import output
 from edge_cli.app import App, pass_app
-from edge_cli.completers import complete_setting
+from edge_cli.completers import complete_microphone, complete_setting, complete_speaker
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option, settings_from
 
@@ -35,8 +35,14 @@ def voice() -> None:
 
 
 @voice.command(epilog=examples("edge voice doctor", "edge voice doctor --silent", "edge voice doctor --json | jq .checks"))
-@click.option("--input", "device", metavar="NAME", help="Microphone, by its number or part of its name.")
-@click.option("--output", "speaker", metavar="NAME", help="Loudspeaker, likewise.")
+@click.option(
+    "--input",
+    "device",
+    metavar="NAME",
+    shell_complete=complete_microphone,
+    help="Microphone, by its number or part of its name.",
+)
+@click.option("--output", "speaker", metavar="NAME", shell_complete=complete_speaker, help="Loudspeaker, likewise.")
 @click.option("--silent", is_flag=True, help="Play nothing: leave out the loop-back test.")
 @click.option(
     "-s", "--set", "assignments", metavar="KEY=VALUE", multiple=True, shell_complete=complete_setting, help="Any other setting."

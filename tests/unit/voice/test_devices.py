@@ -214,3 +214,16 @@ def test_the_loudspeaker_plays_its_queue_in_order_and_fades_when_stopped(portaud
     stream.call(out)
     assert np.all(out == 0)
     speaker.close()
+
+
+def test_devices_and_languages_are_completed(portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    import click
+
+    from edge_cli.completers import complete_language, complete_microphone, complete_speaker
+
+    context = click.Context(click.Command("x"))
+    assert [item.value for item in complete_microphone(context, None, "Web")] == ["Webcam Mic"]
+    assert [item.value for item in complete_speaker(context, None, "")] == ["Speakers"]
+    assert [item.value for item in complete_language(context, None, "d")] == ["de"]
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert complete_microphone(context, None, "") == []
