@@ -16,6 +16,7 @@ __all__ = ["MOST_SCORED", "fuse", "query_words", "search_words"]
 
 MOST_SCORED = 20_000
 _MOST_WORDS = 64
+_COMMON = 4  # a word that is in more than a quarter of the passages
 _HEADING_WEIGHT, _TEXT_WEIGHT = 2.0, 1.0
 _RANK_OFFSET = 60
 _WORD = re.compile(r"\w+")
@@ -38,7 +39,7 @@ def query_words(question: str) -> list[str]:
 
 
 def search_words(
-    db: sqlite3.Connection, question: str, limit: int, *, most_scored: int = MOST_SCORED
+    db: sqlite3.Connection, question: str, limit: int, *, is_alone: bool = True, most_scored: int = MOST_SCORED
 ) -> list[tuple[int, float]]:
     """Return the numbers of the passages with the words of a question, best first, each with its score (BM25).
 
@@ -46,25 +47,28 @@ def search_words(
         db: in a transaction.
         question: the user's; never parsed as a query.
         limit: most passages.
+        is_alone: common words are searched for if there are no others. Beside another search they would only disturb it: a
+            ranking does not tell that all of it is weak.
         most_scored: about as many passages are scored at most. Words that are in more say little, and cost most of the time.
     """
     words = query_words(question)
     if not words or limit <= 0:
         return []
-    rare = _rare(db, words, most_scored)
-    if rare:
-        return _scored(db, " OR ".join(rare), limit)
+    n_passages = db.execute("SELECT count(*) FROM chunk").fetchone()[0]
+    rare = _rare(db, words, most_scored, most_each=most_scored if is_alone else max(1, n_passages // _COMMON))
+    if rare or not is_alone:
+        return _scored(db, " OR ".join(rare), limit) if rare else []
     return _scored(db, " AND ".join(words), limit) or _scored(db, " OR ".join(words), limit)
 
 
-def _rare(db: sqlite3.Connection, words: Sequence[str], most: int) -> list[str]:
-    """Return the rarest words that are in as many passages together."""
+def _rare(db: sqlite3.Connection, words: Sequence[str], most: int, most_each: int) -> list[str]:
+    """Return the rarest words that are there, in as many passages together and each."""
     sql = "SELECT count(*) FROM (SELECT 1 FROM chunk_fts WHERE chunk_fts MATCH ? LIMIT ?)"
     counted = sorted((db.execute(sql, (word, most + 1)).fetchone()[0], word) for word in words)
     chosen, n_passages = [], 0
     for number, word in counted:
         n_passages += number
-        if n_passages <= most:
+        if 0 < number <= most_each and n_passages <= most:
             chosen.append(word)
     return chosen
 

@@ -92,6 +92,10 @@ def test_words_that_are_everywhere_are_left_out_if_others_say_more() -> None:
         assert len(hits("the common kettle")) == 40  # no other words: all of them
         assert sorted(hits("the number")) == list(range(1, 40, 2))
         assert len(hits("in number")) == 40  # nothing has both
+        assert hits("zeppelin n3") == [3]
+        assert len(hits("zeppelin the")) == 40
+        beside = [search_words(connection, words, 50, is_alone=False) for words in ("the kettle", "the n5", "zeppelin")]
+        assert [[number - 1 for number, _ in found] for found in beside] == [[], [5], []]
     database.close()
 
 
