@@ -92,6 +92,7 @@ class Runtime:
         self._embedders = EmbedderCache(settings, load=load_embedder)
         self._models: dict[str, LoadedModel] = {}
         self._other_names: dict[str, str] = {}  # of loaded models: a path, or an alias
+        self._alone: set[str] = set()  # models that are loaded without a second engine, for want of memory
         self._loading: dict[str, Future[None]] = {}
         self._changed = threading.Condition()
         self._one_load = threading.Lock()
@@ -270,7 +271,8 @@ class Runtime:
                 while not (is_known := self._is_known_as(name, path)) and path is not None and not needed:
                     needed, path = self._make_room(name)  # what needed no room was unloaded just now
                 if not is_known:
-                    assistant = self._load(name, settings=self._settings, on_progress=self._goes_on, **self._tiers())
+                    options = self._tiers() | ({"prefill_with": "off"} if name in self._alone else {})
+                    assistant = self._load(name, settings=self._settings, on_progress=self._goes_on, **options)
                     with self._changed:
                         if not self._is_closed:
                             self._models[name] = LoadedModel(name, assistant, needed, path)
@@ -329,12 +331,13 @@ class Runtime:
                 continue
             if plan is None:
                 return 0, None
-            needed, path = plan.memory.total_bytes, plan.artifact.path.resolve()
+            path = plan.artifact.path.resolve()
             with self._changed:
                 if any(model.path == path for model in self._models.values()):
                     return 0, path
                 held = sum(model.memory_bytes for model in self._models.values())
             held += sum(one.memory_bytes for one in self._embedders.loaded)
+            needed = self._needed_bytes(name, plan, held)
             if self._budget is not None and needed > self._budget:
                 raise ModelTooLargeError(
                     f"{name} needs {size_text(needed)}; all models together may take {size_text(self._budget)}.",
@@ -345,6 +348,17 @@ class Runtime:
                 return needed, path
             if not self._unload_oldest():
                 raise BusyError(f"The memory for {name} is taken by models that are in use.", "Try again later.")
+
+    def _needed_bytes(self, name: str, plan: Plan, held: int) -> int:
+        """Return the bytes that a plan takes: without a second engine that nobody asked for, where that takes too much."""
+        needed, more = plan.memory.total_bytes, plan.memory.prefill_bytes
+        is_asked = self._settings is not None and self._settings.engine.prefill_with is not None
+        room = plan.memory.available_bytes if self._budget is None else self._budget - held
+        self._alone.discard(name)
+        if more and not is_asked and needed > room:
+            self._alone.add(name)
+            return needed - more
+        return needed
 
     def _unload_oldest(self) -> bool:
         """Unload the model that was not used for the longest time. Returns False if all are in use."""

@@ -13,6 +13,7 @@ import pytest
 
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
+from edge.config import load_settings
 from edge.errors import BackendError, BusyError, CancelledError, ModelTooLargeError, UsageError
 from edge.runtime import Runtime
 from tests.serving import wait_until
@@ -30,18 +31,18 @@ def make(
     """Return a runtime of fakes.
 
     Args:
-        sizes: GB by name.
+        sizes: GB by name; what follows "+" in a name are GB of a second engine, which prefills.
         loads: the names that are loaded, in order.
         available_gb: of the device, before any is loaded.
         wait: called while one is loaded.
         options: of the runtime.
     """
 
-    def load(name: str, **_: Any) -> Assistant:
+    def load(name: str, **given: Any) -> Assistant:
         if wait is not None:
             wait()
         if loads is not None:
-            loads.append(name)
+            loads.append(name if "prefill_with" not in given else f"{name}, prefill with {given['prefill_with']}")
         return Assistant(FakeBackend(delay_s=0.001, script=lambda _: "word " * 1000, n_ctx=8192))
 
     def plan(name: str, **_: Any) -> Any:
@@ -50,7 +51,9 @@ def make(
         if total > available_gb * GB:
             raise ModelTooLargeError("too large")
         artifact = SimpleNamespace(path=Path("models", name.partition("@")[0]))  # what follows "@" is another name of the same
-        return SimpleNamespace(memory=SimpleNamespace(total_bytes=total, available_bytes=available), artifact=artifact)
+        more = int(float(name.partition("+")[2] or 0) * GB)
+        memory = SimpleNamespace(total_bytes=total + more, available_bytes=available, prefill_bytes=more)
+        return SimpleNamespace(memory=memory, artifact=artifact)
 
     runtime = Runtime(load=load, plan=plan, **options)
     return runtime
@@ -82,6 +85,26 @@ def test_the_least_recently_used_makes_room(options: dict[str, Any]) -> None:
         use(runtime, "b")
         assert names(runtime) == ["b", "c"]
         assert loads == ["a", "b", "c", "b"]
+
+
+def test_a_second_engine_that_nobody_asked_for_unloads_no_model() -> None:
+    loads: list[str] = []
+    with make({"a": 1, "b+1": 1}, loads, memory_gb=2.5) as runtime:
+        use(runtime, "a", "b+1")
+        assert [model.memory_bytes for model in runtime.loaded] == [GB, GB]
+        runtime.unload("a")
+        runtime.unload("b+1")
+        use(runtime, "b+1")
+        assert [model.memory_bytes for model in runtime.loaded] == [2 * GB]
+    assert loads == ["a", "b+1, prefill with off", "b+1"]
+
+
+def test_a_second_engine_that_was_asked_for_is_planned_like_all_else() -> None:
+    loads: list[str] = []
+    with make({"a": 1, "b+1": 1}, loads, memory_gb=2.5, settings=load_settings({"engine.prefill_with": "openvino"})) as runtime:
+        use(runtime, "a", "b+1")
+        assert names(runtime) == ["b+1"]
+    assert loads == ["a", "b+1"]
 
 
 def test_a_model_in_use_is_not_unloaded() -> None:
