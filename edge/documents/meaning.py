@@ -198,25 +198,29 @@ class Meaning:
     def _store(self, chunk_ids: list[int], found: NDArray[np.float32]) -> None:
         with self._db.write() as connection:
             n_slots = int(db.get_meta(connection, "n_slots", 0))
+            # Without what was removed, or computed by another process, meanwhile.
+            sql = "SELECT 1 FROM chunk WHERE id = ? AND slot IS NULL"
+            waiting = [number for number, chunk_id in enumerate(chunk_ids) if connection.execute(sql, (chunk_id,)).fetchone()]
             # In the transaction: no other process appends meanwhile, and what it wrote counts only if this is committed.
-            vectors.append(self._path(int(db.get_meta(connection, "generation", 0))), n_slots, found)
+            vectors.append(self._path(int(db.get_meta(connection, "generation", 0))), n_slots, found[waiting])
             connection.executemany(
-                "UPDATE chunk SET slot = ? WHERE id = ? AND slot IS NULL",
-                [(n_slots + number, chunk_id) for number, chunk_id in enumerate(chunk_ids)],
+                "UPDATE chunk SET slot = ? WHERE id = ?",
+                [(n_slots + place, chunk_ids[number]) for place, number in enumerate(waiting)],
             )
-            db.set_meta(connection, "n_slots", n_slots + len(chunk_ids))
+            db.set_meta(connection, "n_slots", n_slots + len(waiting))
 
     def wipe_deleted(self) -> None:
         """Overwrite the vectors of deleted passages. If they are most of a file, the others move to a new one."""
         with self._db.write() as connection:
             self._drop_stale(connection)
+            generation, n_slots, n_dims = (int(db.get_meta(connection, key, 0)) for key in ("generation", "n_slots", "n_dims"))
+            vectors.trim(self._path(generation), n_slots, n_dims)
             slots = [row[0] for row in connection.execute("SELECT slot FROM wiped")]
             if slots:
-                generation, n_dims = (int(db.get_meta(connection, key, 0)) for key in ("generation", "n_dims"))
                 vectors.wipe(self._path(generation), slots, n_dims)
                 connection.execute("DELETE FROM wiped")
             n_vectors = db.chunk_counts(connection)[1]
-            if int(db.get_meta(connection, "n_slots", 0)) > 2 * n_vectors + _MOST_DEAD:
+            if n_slots > 2 * n_vectors + _MOST_DEAD:
                 self._move(connection)
 
     def _drop_stale(self, connection: sqlite3.Connection) -> None:

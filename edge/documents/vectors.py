@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["EXACT_ROWS", "Rows", "append", "is_whole", "nearest", "open_rows", "remove", "signs_of", "wipe"]
+__all__ = ["EXACT_ROWS", "Rows", "append", "is_whole", "nearest", "open_rows", "remove", "signs_of", "trim", "wipe"]
 
 EXACT_ROWS = 100_000
 _CANDIDATES = 2000  # at least; of 10,000 real sentences 800 held 99 % of the 50 nearest (docs/documents.md)
@@ -117,6 +117,17 @@ def wipe(path: Path, rows: Iterable[int], n_dims: int) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def trim(path: Path, n_rows: int, n_dims: int) -> None:
+    """Cut off what a killed process wrote behind so many rows.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for file, n_bytes in ((path, n_rows * n_dims * 4), (_signs_path(path), n_rows * _n_words(n_dims) * 8)):
+        if file.is_file() and file.stat().st_size > n_bytes:
+            os.truncate(file, n_bytes)
 
 
 def remove(path: Path) -> None:

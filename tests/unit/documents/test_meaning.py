@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,18 @@ def test_another_model_computes_all_vectors_again(tmp_path: Path, texts: Path) -
         assert collection.info.model == "others"
         collection.update()
         assert [file.stat().st_size for file in collection.folder.glob("vectors-*.f32")] == [3 * 16 * 4]
+
+
+def test_what_is_removed_while_its_vector_is_computed_leaves_none(tmp_path: Path, texts: Path) -> None:
+    class Removing(ConceptEngine):
+        def compute(self, batch: Sequence[Sequence[int]]) -> np.ndarray:
+            collection.remove(texts / "b.txt")
+            return super().compute(batch)
+
+    with open_one(tmp_path, Embedder(Removing(), "concepts")) as collection:
+        report = collection.add(texts)
+        assert (report.n_passages, report.n_vectors, len(vectors_of(collection))) == (2, 2, 2)
+        assert {hit.document.name for hit in collection.search("doctor", how="meaning")} == {"a.txt", "c.txt"}
 
 
 def test_removing_most_of_a_collection_gives_space_back(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,14 @@ def test_wiped_rows_are_zeros_in_both_files(tmp_path: Path) -> None:
     vectors.wipe(tmp_path / "missing.f32", [1], 64)
 
 
+def test_what_a_killed_process_wrote_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "v.f32"
+    vectors.append(path, 0, make(10, 64))
+    vectors.trim(path, 4, 64)
+    assert [file.stat().st_size for file in sorted(tmp_path.iterdir())] == [4 * 64 * 4, 4 * 8]
+    vectors.trim(tmp_path / "missing.f32", 4, 64)
+
+
 def test_short_files_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "v.f32"
     vectors.append(path, 0, make(10, 64))
