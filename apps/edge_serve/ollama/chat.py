@@ -17,7 +17,7 @@ from edge_serve.call import Call
 from edge_serve.errors import ApiError
 from edge_serve.lora import lora_options
 from edge_serve.ollama.models import load_or_unload
-from edge_serve.ollama.wire import ChatRequest, InputMessage, end_of, form_options, head_of, options_of_body
+from edge_serve.ollama.wire import ChatRequest, InputMessage, end_of, form_options, head_of, logprobs_of, options_of_body
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
@@ -57,7 +57,7 @@ async def chat(call: Call) -> None:
                 message["thinking"] = reply.reasoning
             if reply.tool_calls:
                 message["tool_calls"] = [_call(made) for made in reply.tool_calls]
-            await call.json({**head_of(found.model), "message": message, **end_of(call, found)})
+            await call.json({**head_of(found.model), "message": message, **logprobs_of(reply.logprobs), **end_of(call, found)})
 
 
 async def _chunks(call: Call, found: Answer) -> AsyncIterator[bytes]:
@@ -68,10 +68,10 @@ async def _chunks(call: Call, found: Answer) -> AsyncIterator[bytes]:
     async for _, event in found.events(call):
         if event is None:
             continue
-        if event.kind == "text" and event.text:
-            yield chunk({"content": event.text})
+        if event.kind == "text" and (event.text or event.logprobs):
+            yield chunk({"content": event.text}, **logprobs_of(event.logprobs))
         elif event.kind == "reasoning":
-            yield chunk({"thinking": event.text})
+            yield chunk({"thinking": event.text}, **logprobs_of(event.logprobs))
         elif event.kind == "tool_call":
             yield chunk({"tool_calls": [_call(event.call)]})
     yield chunk({}, **end_of(call, found))

@@ -42,6 +42,15 @@ class Message(_Described):
     tool_calls: list[MadeCall] | msgspec.UnsetType = msgspec.UNSET
 
 
+class TokenProbability(_Described):
+    """How likely a token was."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TokenProbability] | msgspec.UnsetType = msgspec.UNSET
+
+
 class _End(_Described):
     model: str
     created_at: str
@@ -53,6 +62,7 @@ class _End(_Described):
     prompt_eval_duration: int | msgspec.UnsetType = msgspec.UNSET
     eval_count: int | msgspec.UnsetType = msgspec.UNSET
     eval_duration: int | msgspec.UnsetType = msgspec.UNSET
+    logprobs: list[TokenProbability] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Chat(_End, kw_only=True):

@@ -15,7 +15,7 @@ from edge_serve.errors import ApiError
 from edge_serve.lora import lora_options
 from edge_serve.ollama.chat import NDJSON
 from edge_serve.ollama.models import load_or_unload
-from edge_serve.ollama.wire import GenerateRequest, end_of, form_options, head_of, options_of_body
+from edge_serve.ollama.wire import GenerateRequest, end_of, form_options, head_of, logprobs_of, options_of_body
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
@@ -50,7 +50,8 @@ async def generate(call: Call) -> None:
         else:
             await found.wait(call)
             thoughts = {"thinking": found.reply.reasoning} if found.reply.reasoning else {}
-            await call.json({**head_of(found.model), "response": found.reply.text, **thoughts, **end_of(call, found)})
+            more = {**thoughts, **logprobs_of(found.reply.logprobs), **end_of(call, found)}
+            await call.json({**head_of(found.model), "response": found.reply.text, **more})
 
 
 async def _chunks(call: Call, found: Answer) -> AsyncIterator[bytes]:
@@ -60,8 +61,8 @@ async def _chunks(call: Call, found: Answer) -> AsyncIterator[bytes]:
     async for _, event in found.events(call):
         if event is None:
             continue
-        if event.kind == "text" and event.text:
-            yield chunk(event.text)
+        if event.kind == "text" and (event.text or event.logprobs):
+            yield chunk(event.text, **logprobs_of(event.logprobs))
         elif event.kind == "reasoning":
-            yield chunk("", thinking=event.text)
+            yield chunk("", thinking=event.text, **logprobs_of(event.logprobs))
     yield chunk("", **end_of(call, found))

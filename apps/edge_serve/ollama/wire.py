@@ -11,9 +11,13 @@ from edge.types import Sampling
 from edge_serve.asked import constraint_of
 from edge_serve.errors import ApiError
 from edge_serve.lora import AdapterScale
+from edge_serve.probabilities import listed, logprob_options
 from edge_serve.sampling import make_sampling
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge.types import TokenLogprob
     from edge_serve.answers import Answer
     from edge_serve.call import Call
 
@@ -25,6 +29,7 @@ __all__ = [
     "end_of",
     "form_options",
     "head_of",
+    "logprobs_of",
     "options_of_body",
 ]
 
@@ -59,6 +64,8 @@ class CommonRequest(msgspec.Struct, kw_only=True):
     options: dict[str, Any] | None = None
     think: bool | str | None = None
     keep_alive: float | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
 
 class Function(msgspec.Struct):
@@ -146,7 +153,7 @@ def options_of_body(call: Call, body: CommonRequest) -> tuple[Sampling, list[Ada
 
 
 def form_options(body: CommonRequest) -> dict[str, Any]:
-    """Return the options for the form of a reply, and for thinking.
+    """Return the options for the form of a reply, for thinking, and for logprobs.
 
     Raises:
         ApiError: the form cannot be kept.
@@ -158,7 +165,7 @@ def form_options(body: CommonRequest) -> dict[str, Any]:
         options = constraint_of("json_schema", body.format, "format", strict=False)
     if body.think is not None:
         options["think"] = bool(body.think)
-    return options
+    return options | logprob_options(bool(body.logprobs), body.top_logprobs)
 
 
 def head_of(model: str) -> dict[str, Any]:
@@ -181,3 +188,8 @@ def end_of(call: Call, found: Answer) -> dict[str, Any]:
         "eval_count": usage.n_generated,
         "eval_duration": int(timing.decode_ms * 1e6),
     }
+
+
+def logprobs_of(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """Return the field with the logprobs of tokens, if there are any."""
+    return {"logprobs": listed(tokens)} if tokens else {}

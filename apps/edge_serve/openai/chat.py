@@ -17,8 +17,9 @@ from edge_serve.lora import lora_options
 from edge_serve.openai.documents import citations_of, docs_options
 from edge_serve.openai.messages import messages_of
 from edge_serve.openai.options import chat_options
-from edge_serve.openai.probabilities import chat_form, check_number
+from edge_serve.openai.probabilities import chat_form
 from edge_serve.openai.wire import ChatRequest, check_choices, sampling_of, timings, usage
+from edge_serve.probabilities import logprob_options
 from edge_serve.sampling import check_biases
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ async def create(call: Call) -> None:
     documents = docs_options(body.docs, call.service.settings.server.docs)
     options = {**options_of(call), **chat_options(body), **documents}
     n = body.n or 1
-    if body.logprobs:
-        options["logprobs"] = body.top_logprobs or 0
+    options |= logprob_options(bool(body.logprobs), body.top_logprobs)
     if body.escalate is not None:
         options["escalate"] = body.escalate
 
@@ -145,9 +145,7 @@ def _sampling(body: ChatRequest) -> Sampling:
 def _check(body: ChatRequest) -> None:
     """Refuse what would be another answer if it were ignored."""
     check_choices(body.n)
-    check_number("top_logprobs", body.top_logprobs or 0)
-    if body.top_logprobs and not body.logprobs:
-        raise ApiError(400, "top_logprobs needs logprobs: true.", code="invalid_value", param="top_logprobs")
+    logprob_options(bool(body.logprobs), body.top_logprobs)
     if body.modalities and body.modalities != ["text"]:
         message = "This server answers in text only. Leave modalities out."
         raise ApiError(400, message, code="unsupported_parameter", param="modalities")

@@ -14,8 +14,9 @@ from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
 from edge_serve.lora import lora_options
-from edge_serve.openai.probabilities import check_number, completion_form
+from edge_serve.openai.probabilities import completion_form
 from edge_serve.openai.wire import CompletionRequest, sampling_of, timings, usage
+from edge_serve.probabilities import check_number
 from edge_serve.sampling import check_biases
 
 if TYPE_CHECKING:

@@ -6,29 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edge.types import TokenLogprob
-from edge_serve.errors import ApiError
+from edge_serve.probabilities import finite, listed
 
-__all__ = ["MOST", "chat_form", "check_number", "completion_form"]
-
-MOST = 20
-_LEAST = -9999.0  # JSON has no infinity
-
-
-def check_number(name: str, number: int) -> int:
-    """Return how many of the likeliest tokens are asked for.
-
-    Raises:
-        ApiError: more than are given.
-    """
-    if not 0 <= number <= MOST:
-        raise ApiError(400, f"{name} is {number}; use 0 to {MOST}.", code="invalid_value", param=name)
-    return number
+__all__ = ["chat_form", "completion_form"]
 
 
 def chat_form(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
     """Return them as chat completions have them."""
-    content = [{**_token(token), "top_logprobs": [_token(other) for other in token.top]} for token in tokens]
-    return {"content": content, "refusal": None}
+    return {"content": listed(tokens), "refusal": None}
 
 
 def completion_form(tokens: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
@@ -45,16 +30,8 @@ def completion_form(tokens: Sequence[TokenLogprob], offset: int = 0) -> dict[str
         offset += len(text)
     return {
         "tokens": texts,
-        "token_logprobs": [_finite(token.logprob) for token in tokens],
+        "token_logprobs": [finite(token.logprob) for token in tokens],
         # The token itself is among them, even beyond the number that was asked for: clients look it up there.
-        "top_logprobs": [{other.text: _finite(other.logprob) for other in (*token.top, token)} for token in tokens],
+        "top_logprobs": [{other.text: finite(other.logprob) for other in (*token.top, token)} for token in tokens],
         "text_offset": offsets,
     }
-
-
-def _token(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.text, "logprob": _finite(token.logprob), "bytes": list(token.data)}
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, _LEAST)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge.errors import EdgeError
 from edge_serve.errors import from_edge
+from edge_serve.probabilities import listed
 
 if TYPE_CHECKING:
+    from edge.events import ReplyEvent
     from edge.types import ToolCall
     from edge_serve.answers import Answer
     from edge_serve.call import Call
@@ -38,8 +40,20 @@ class Writer:
         self.output: list[dict[str, Any]] = []
         self._open = ""  # kind of the item that is being written: "text", "reasoning", or none
 
-    def text(self, kind: str, text: str) -> list[Event]:
-        """Add a piece of the answer ("text") or of a thought ("reasoning")."""
+    def event(self, event: ReplyEvent | None) -> list[Event]:
+        """Add what an event of a reply says; None and other events add nothing."""
+        if event is None:
+            return []
+        if event.kind == "tool_call":
+            return self.call(event.call)
+        if event.kind == "reasoning" and event.text:
+            return self.text("reasoning", event.text)
+        if event.kind == "text" and (event.text or (event.logprobs and self._open == "text")):
+            return self.text("text", event.text, listed(event.logprobs))
+        return []
+
+    def text(self, kind: str, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
+        """Add a piece of the answer ("text"), perhaps with the logprobs of its tokens, or of a thought ("reasoning")."""
         events: list[Event] = []
         if self._open != kind:
             events += self.end("completed")
@@ -47,7 +61,10 @@ class Writer:
         part = self.output[-1]["content"][0]
         part["text"] += text
         name = "output_text" if kind == "text" else "reasoning_text"
-        more: dict[str, Any] = {"logprobs": []} if kind == "text" else {}
+        more: dict[str, Any] = {}
+        if kind == "text":
+            more = {"logprobs": list(logprobs)}
+            part["logprobs"] = [*part["logprobs"], *logprobs]
         return [*events, (f"response.{name}.delta", {**self._place(), "delta": text, **more})]
 
     def call(self, made: ToolCall) -> list[Event]:
@@ -72,7 +89,7 @@ class Writer:
         part, index = item["content"][0], len(self.output) - 1
         item["status"] = status
         name = "output_text" if self._open == "text" else "reasoning_text"
-        more: dict[str, Any] = {"logprobs": []} if self._open == "text" else {}
+        more: dict[str, Any] = {"logprobs": part["logprobs"]} if self._open == "text" else {}
         events: list[Event] = [(f"response.{name}.done", {**self._place(), "text": part["text"], **more})]
         if self._open == "text":
             events.append(("response.content_part.done", {**self._place(), "part": dict(part)}))
@@ -126,12 +143,8 @@ async def chunks(
     yield pack([("response.created", {"response": head}), ("response.in_progress", {"response": head})])
     try:
         async for _, event in found.events(call):
-            if event is None:
-                continue
-            if event.kind in ("text", "reasoning") and event.text:
-                yield pack(writer.text(event.kind, event.text))
-            elif event.kind == "tool_call":
-                yield pack(writer.call(event.call))
+            if made := writer.event(event):
+                yield pack(made)
     except EdgeError as failure:
         error = {"code": "server_error", "message": from_edge(failure).message}
         failed = {**head, "status": "failed", "error": error, "output": writer.output}

@@ -83,6 +83,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     store: bool | None = None
     truncation: str | None = None
     include: list[str] | None = None
+    top_logprobs: int | None = None
     service_tier: str | None = None
     user: str | None = None
     safety_identifier: str | None = None

@@ -12,6 +12,7 @@ from edge_serve.errors import ApiError
 from edge_serve.lora import lora_options
 from edge_serve.openai.response_stream import Writer, chunks, new_id
 from edge_serve.openai.response_wire import Format, ResponsesRequest, messages_of_input
+from edge_serve.probabilities import logprob_options
 from edge_serve.sampling import make_sampling
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["count", "create", "stored"]
 
 _REFUSED = ("previous_response_id", "conversation", "background", "prompt")
+_LOGPROBS = "message.output_text.logprobs"
 _NAMES = {"max_tokens": "max_output_tokens"}
 
 
@@ -35,21 +37,26 @@ async def create(call: Call) -> None:
     def start(assistant: Assistant) -> Reply:
         return assistant.generate(messages, sampling, **options, **lora_options(body.lora, assistant))
 
-    async with answer(call, body.model, start, is_streamed=bool(body.stream)) as found:
+    with_logprobs = "logprobs" in options
+    async with answer(call, body.model, start, is_streamed=bool(body.stream) or with_logprobs) as found:
         head = _head(found, body)
         if body.stream:
             ping = b": ping\n\n"
             await call.stream(chunks(call, found, head, lambda output: _end(found, output)), ping=ping)
+            return
+        writer, reply = Writer(), found.reply
+        if with_logprobs:
+            async for _, event in found.events(call):
+                writer.event(event)
         else:
             await found.wait(call)
-            writer, reply = Writer(), found.reply
             for kind, text in (("reasoning", reply.reasoning), ("text", reply.text)):
                 if text:
                     writer.text(kind, text)
             for made in reply.tool_calls:
                 writer.call(made)
-            writer.end("completed" if reply.finish_reason == "stop" else "incomplete")
-            await call.json({**head, **_end(found, writer.output)})
+        writer.end("completed" if reply.finish_reason == "stop" else "incomplete")
+        await call.json({**head, **_end(found, writer.output)})
 
 
 async def count(call: Call) -> None:
@@ -138,7 +145,9 @@ def _sampling(body: ResponsesRequest) -> Sampling:
 
 def _options(body: ResponsesRequest) -> dict[str, Any]:
     """Return tools, form and thinking, as the runtime takes them."""
+    wants_logprobs = _LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
     options = {**_tools(body), **_form(body.text.format if body.text is not None else None)}
+    options |= logprob_options(wants_logprobs, body.top_logprobs)
     if body.reasoning is not None and body.reasoning.effort is not None:
         options["think"] = body.reasoning.effort not in ("none", "minimal")
     return options

@@ -127,3 +127,21 @@ def test_a_body_needs_no_type_but_an_origin_is_refused(running: Serving) -> None
     status, headers, _ = running.post("/api/generate", body, {"Content-Type": "application/x-www-form-urlencoded"})
     assert (status, headers["x-edge-ignored"]) == (200, "options.num_ctx")
     assert running.post("/api/generate", body, {"Content-Type": "text/plain", "Origin": "http://evil.example"})[0] == 403
+
+
+def test_logprobs_of_a_chat_and_a_prompt_streamed_or_not(client: ollama.Client) -> None:
+    options = {"num_predict": 5, "temperature": 0}
+    chat = client.chat("tiny", messages=[{"role": "user", "content": "Hi"}], logprobs=True, top_logprobs=2, options=options)
+    found = chat.logprobs
+    assert found is not None and "".join(one.token for one in found) == chat.message.content
+    assert all(one.logprob <= 0 and one.top_logprobs is not None and len(one.top_logprobs) == 2 for one in found)
+    assert found[0].top_logprobs[0].token == found[0].token, "greedy"
+    streamed = list(
+        client.chat("tiny", messages=[{"role": "user", "content": "Hi"}], logprobs=True, stream=True, options=options)
+    )
+    assert [one.token for part in streamed for one in part.logprobs or ()] == [one.token for one in found]
+    made = client.generate("tiny", "Hi", logprobs=True, options=options)
+    assert [one.token for one in made.logprobs or ()] == [one.token for one in found]
+    assert client.chat("tiny", messages=[{"role": "user", "content": "Hi"}], options=options).logprobs is None
+    with pytest.raises(ollama.ResponseError, match="top_logprobs"):
+        client.generate("tiny", "Hi", top_logprobs=3, options=options)

@@ -142,3 +142,21 @@ def test_nothing_is_stored(client: OpenAI) -> None:
     assert client.responses.create(model="tiny", input="x", max_output_tokens=1).model_dump()["store"] is False
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve("resp_1")
+
+
+def test_logprobs_of_a_response_streamed_or_not(client: OpenAI) -> None:
+    options: dict[str, Any] = {"model": "tiny", "input": "Hi", "max_output_tokens": 6, "temperature": 0}
+    include: Any = ["message.output_text.logprobs"]
+    made = client.responses.create(**options, include=include, top_logprobs=2)
+    (item,) = made.output
+    (part,) = item.content  # type: ignore[union-attr]
+    assert "".join(one.token for one in part.logprobs) == made.output_text  # type: ignore[union-attr]
+    assert all(len(one.top_logprobs) == 2 and one.logprob <= 0 for one in part.logprobs)  # type: ignore[union-attr]
+    with client.responses.stream(**options, include=include) as stream:
+        events = list(stream)
+    told = [one.token for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    assert "".join(told) == made.output_text
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert [one.token for one in done.logprobs] == told
+    plain = client.responses.create(**options)
+    assert plain.output[0].content[0].logprobs == []  # type: ignore[union-attr]
