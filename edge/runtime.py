@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from edge.embedding.loading import EmbedderCache, LoadedEmbedder, load_embedder
 from edge.errors import BackendError, BusyError, ModelTooLargeError, UsageError
@@ -31,7 +32,28 @@ if TYPE_CHECKING:
     from edge.embedding.embedder import Embedder, Input, OnEmbedded
     from edge.plan.receipt import Plan
 
-__all__ = ["LoadedModel", "Runtime"]
+__all__ = ["LoadedModel", "ModelEvent", "Runtime"]
+
+_log = logging.getLogger("edge.runtime")
+
+EventKind: TypeAlias = Literal["loading", "loaded", "failed", "unloaded"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvent:
+    """What happened to a model of a runtime.
+
+    Attributes:
+        kind: what happened.
+        name: by which the model was asked for.
+        why: why it was unloaded: "asked", "idle", "room" for another model, "closed"; or why it could not be loaded.
+        memory_bytes: that it takes, or took.
+    """
+
+    kind: EventKind
+    name: str
+    why: str = ""
+    memory_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +89,7 @@ class Runtime:
         settings: of all models, as in `edge.load`.
         memory_gb: memory that all of them may take together, in GB (10^9 bytes); None is what is available when one is loaded.
         idle_s: unload a model that was not used for so long, in seconds; None keeps it until another one needs its memory.
+        on_event: called with what happens to models that generate, from the thread in which it does; it should be quick.
         load, plan, load_embedder: instead of `edge.load`, `edge.plan_model` and `edge.embedding.load_embedder`, for tests.
 
     Raises:
@@ -79,6 +102,7 @@ class Runtime:
         settings: Settings | None = None,
         memory_gb: float | None = None,
         idle_s: float | None = None,
+        on_event: Callable[[ModelEvent], None] | None = None,
         load: Callable[..., Assistant] = load,
         plan: Callable[..., Plan | None] = plan_model,
         load_embedder: Callable[..., Embedder] = load_embedder,
@@ -88,7 +112,7 @@ class Runtime:
                 raise UsageError(f"{name} is {value}, which is out of range.", "Use a number above 0, or None.")
         self._settings, self._load, self._plan = settings, load, plan
         self._budget = None if memory_gb is None else int(memory_gb * 1e9)
-        self._idle_s = idle_s
+        self._idle_s, self._on_event = idle_s, on_event
         self._embedders = EmbedderCache(settings, load=load_embedder)
         self._models: dict[str, LoadedModel] = {}
         self._other_names: dict[str, str] = {}  # of loaded models: a path, or an alias
@@ -183,7 +207,7 @@ class Runtime:
             if model is None or (only_idle and not model.is_idle):
                 return False
             self._forget(model)
-        self._free(model)
+        self._free(model, "asked")
         return True
 
     def _forget(self, model: LoadedModel) -> None:
@@ -192,7 +216,7 @@ class Runtime:
         self._other_names = {other: name for other, name in self._other_names.items() if name != model.name}
         self._n_closing += 1
 
-    def _free(self, model: LoadedModel) -> None:
+    def _free(self, model: LoadedModel, why: str) -> None:
         """Free a forgotten model. Loads wait for that: its memory is theirs, and so is its KV cache on the disk."""
         try:
             model.assistant.close()
@@ -200,6 +224,16 @@ class Runtime:
             with self._changed:
                 self._n_closing -= 1
                 self._changed.notify_all()
+        self._tell("unloaded", model.name, why, model.memory_bytes)
+
+    def _tell(self, kind: EventKind, name: str, why: str = "", n_bytes: int = 0) -> None:
+        """Tell of an event. What its listener raises is logged: it must not keep a model from being loaded or unloaded."""
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(ModelEvent(kind, name, why, n_bytes))
+        except Exception:  # noqa: BLE001 (whatever a listener raises)
+            _log.exception("on_event of a runtime failed")
 
     def close(self) -> None:
         """Unload all models; running replies end as cancelled. May be called twice."""
@@ -209,6 +243,7 @@ class Runtime:
             self._changed.notify_all()
         for model in models:
             model.assistant.close()
+            self._tell("unloaded", model.name, "closed", model.memory_bytes)
         self._embedders.close()
 
     def __enter__(self) -> Runtime:
@@ -271,6 +306,7 @@ class Runtime:
                 while not (is_known := self._is_known_as(name, path)) and path is not None and not needed:
                     needed, path = self._make_room(name)  # what needed no room was unloaded just now
                 if not is_known:
+                    self._tell("loading", name, n_bytes=needed)
                     options = self._tiers() | ({"prefill_with": "off"} if name in self._alone else {})
                     assistant = self._load(name, settings=self._settings, on_progress=self._goes_on, **options)
                     with self._changed:
@@ -278,12 +314,15 @@ class Runtime:
                             self._models[name] = LoadedModel(name, assistant, needed, path)
                     if self._is_closed:
                         assistant.close()
+                    else:
+                        self._tell("loaded", name, n_bytes=needed)
             with self._changed:
                 del self._loading[name]
                 self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001 (raised again by all who wait)
             with self._changed:
                 self._loading.pop(name, None)
+            self._tell("failed", name, str(error))
             future.set_exception(error)
         else:
             future.set_result(None)
@@ -372,7 +411,7 @@ class Runtime:
             if self._models.get(oldest.name) is not oldest or not oldest.is_idle:
                 return True  # taken, or unloaded, meanwhile: look again
             self._forget(oldest)
-        self._free(oldest)
+        self._free(oldest, "room")
         return True
 
     def _unload_idle(self) -> None:
@@ -394,4 +433,4 @@ class Runtime:
                     left = self._idle_s - (now - min(used)) if used else None
                     self._changed.wait(None if left is None else max(left, 0.05 * self._idle_s))
             for model in due:
-                self._free(model)
+                self._free(model, "idle")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.units import count_text, duration_text, size_text
+from edge.units import count_text, duration_text, quoted, size_text
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.group import examples
@@ -59,7 +59,7 @@ def recommend(app: App, is_checked: bool, as_json: bool) -> int:
         worst = max(abs(error) for pair in errors for error in pair)
         output.note(f"Predictions for {len(errors)} models that were measured here are off by {worst:.0%} at most.")
     if best is not None:
-        how = f"   edge models pull {best.name}" if not best.is_here else f"   edge chat -m {best.name}"
+        how = f"   edge models pull {quoted(best.name)}" if not best.is_here else f"   edge chat -m {quoted(best.name)}"
         output.note(f"The largest that fits and can be read along: {best.name}.{how}")
     return 0
 

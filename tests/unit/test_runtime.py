@@ -15,7 +15,7 @@ from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
 from edge.config import load_settings
 from edge.errors import BackendError, BusyError, CancelledError, ModelTooLargeError, UsageError
-from edge.runtime import Runtime
+from edge.runtime import ModelEvent, Runtime
 from tests.serving import wait_until
 
 GB = 10**9
@@ -184,6 +184,36 @@ async def test_the_event_loop_stays_free_and_a_task_that_goes_holds_nothing() ->
         may_load.set()
         await take()
         assert runtime.loaded[0].n_users == 0
+
+
+def test_what_happens_to_models_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[tuple[str, str, str]] = []
+
+    def note(event: ModelEvent) -> None:
+        told.append((event.kind, event.name, event.why.partition(".")[0]))
+        if event.name == "b":
+            raise ValueError("a listener's own bug")
+
+    with make({"a": 2, "b": 2, "c": 9}, memory_gb=3, on_event=note) as runtime:
+        use(runtime, "a")
+        use(runtime, "b")
+        with pytest.raises(ModelTooLargeError):
+            use(runtime, "c")
+        runtime.unload("b")
+        use(runtime, "a")
+    assert told == [
+        ("loading", "a", ""),
+        ("loaded", "a", ""),
+        ("unloaded", "a", "room"),
+        ("loading", "b", ""),
+        ("loaded", "b", ""),
+        ("failed", "c", "c needs 9"),
+        ("unloaded", "b", "asked"),
+        ("loading", "a", ""),
+        ("loaded", "a", ""),
+        ("unloaded", "a", "closed"),
+    ]
+    assert "a listener's own bug" in caplog.text
 
 
 def test_what_was_not_used_for_long_is_unloaded() -> None:
