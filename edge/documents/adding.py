@@ -94,13 +94,19 @@ class Adding:
     def _remove_gone(self, paths: Sequence[Path], found: set[Path]) -> None:
         kept = {one.path for one in self._skipped}
         with self._db.write() as connection:
+            # What another path stands for is that one's matter, such as a hidden file that was named.
+            kept |= set(db.sources(connection)).difference(paths)
             for path in paths:
                 for document_id, known in db.paths_below(connection, path):
-                    if known not in found and known not in kept and kept.isdisjoint(known.parents):
+                    if known not in found and kept.isdisjoint((known, *self._parents_below(known, path))):
                         db.drop_document(connection, document_id)
                         self._n_removed += 1
                 if not os.path.lexists(path):
                     connection.execute("DELETE FROM source WHERE path = ?", (db.path_key(path),))
+
+    @staticmethod
+    def _parents_below(path: Path, top: Path) -> list[Path]:
+        return [parent for parent in path.parents if parent == top or top in parent.parents]
 
     def _read(self, reader: FileReader, file: Found) -> None:
         known = self._known.get(file.path)

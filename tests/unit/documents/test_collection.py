@@ -49,6 +49,22 @@ def test_only_changes_are_read(collection: Collection, files: Path) -> None:
     assert collection.update().unchanged == 3
 
 
+def test_a_hidden_file_that_was_named_stays_while_it_is_there(collection: Collection, files: Path) -> None:
+    (files / ".hidden").mkdir()
+    (files / ".hidden/a.txt").write_text("Saucer")
+    (files / ".note").write_text("Spoon")
+    collection.add(files)
+    assert collection.search("saucer spoon") == []
+    collection.add([files / ".hidden", files / ".note"])
+    collection.add(files)
+    assert len(collection.search("saucer spoon")) == 2
+    (files / ".note").unlink()
+    (files / ".hidden/a.txt").unlink()
+    (files / ".hidden/b.txt").write_text("Cup")
+    assert collection.update().removed == 2
+    assert collection.search("saucer spoon") == []
+
+
 def test_a_folder_that_is_gone_keeps_its_documents_and_a_file_does_not(
     collection: Collection, files: Path, tmp_path: Path
 ) -> None:
