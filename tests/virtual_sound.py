@@ -119,7 +119,7 @@ class VirtualSound:
     def play(self, samples: NDArray[np.float32], rate: int, *, sink: str = "mic") -> threading.Thread:
         """Play sound, float32, shape (n,) or (n, channels), in the background; return the thread to join."""
         channels = 1 if samples.ndim == 1 else samples.shape[1]
-        command = ["pacat", "--playback", f"--device={sink}", "--latency-msec=20", "--raw", "--format=float32le"]
+        command = ["pacat", "--playback", f"--device={sink}", "--latency-msec=200", "--raw", "--format=float32le"]
         command += [f"--rate={rate}", f"--channels={channels}"]
         data = np.ascontiguousarray(samples, np.float32).tobytes()
         thread = threading.Thread(target=lambda: subprocess.run(command, input=data, env=self._environment, check=False))

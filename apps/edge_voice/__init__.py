@@ -9,7 +9,8 @@ mouth.py     the speaking half: replies to sound; heard.py, how much of a reply 
 line.py      both halves on the same devices: interruptions, lost devices; opening.py, opens its stages
 talk.py      a conversation by voice; streams.py, its events for readers
 keeping.py   what was said as WAV files, where that is asked for
-audio.py     microphone and loudspeaker through PortAudio; devices.py, which there are; ring.py, between callback and reader
+audio.py     microphone and loudspeaker through PortAudio; device_stream.py, their streams; devices.py, which there are;
+             ring.py, between callback and reader
 resample.py  any rate and number of channels to one channel at 16 kHz
 vad.py       tells speech from other sounds; endpoint.py, a finished utterance from a pause; mel.py, spectrograms for models
 sentences.py splits a reply into pieces to speak; spoken.py, says one in words; plain_words.py, number_words.py, in English

@@ -11,13 +11,11 @@ import collections
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.errors import SoundError
-from edge_voice.devices import Device, Direction, find_device, load_portaudio, quiet, rescan, sound_error
+from edge_voice.device_stream import GONE_S, LATENCY_S, Clock, DeviceStream
 from edge_voice.resample import StreamResampler, resample
 from edge_voice.ring import Ring
 from edge_voice.stages import BLOCK, RATE, Block
@@ -28,13 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PortAudioMicrophone", "PortAudioSpeaker", "open_microphone", "open_speaker"]
 
-_COMMON_RATES = (48_000, 44_100, 32_000, 16_000)
-_LATENCY_S = 0.04  # of PortAudio's buffers; PulseAudio delivers nothing at 9 ms
 _RING_S = 4.0  # what the reader may fall behind
-_FIRST_S = 5.0  # a device that does not call back for so long at first does not work; Bluetooth needs a second or two
-_GONE_S = 1.0  # likewise, later
 _FADE_S = 0.008
-_SMOOTHING = 0.02  # of the clock that gives samples their time
 
 
 def open_microphone(settings: Settings) -> PortAudioMicrophone:
@@ -45,134 +38,6 @@ def open_microphone(settings: Settings) -> PortAudioMicrophone:
 def open_speaker(settings: Settings) -> PortAudioSpeaker:
     """Open the loudspeaker that the settings name. Raises as `PortAudioSpeaker`."""
     return PortAudioSpeaker(settings.voice.output)
-
-
-class _Clock:
-    """When the samples of a stream were taken or are played, from the times of its callbacks."""
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._start_s: float | None = None
-
-    def mark(self, n_samples: int, now_s: float) -> None:
-        """Note that so many samples had passed at this time. Late callbacks say too late a time, so early ones count more."""
-        start_s = now_s - n_samples / self._rate
-        error_s = 0.0 if self._start_s is None else start_s - self._start_s
-        self._start_s = start_s if self._start_s is None or error_s < 0 else self._start_s + _SMOOTHING * error_s
-
-    def at(self, sample_s: float) -> float:
-        """Return the time of the sample that is so many seconds from the first one."""
-        return (self._start_s or 0.0) + sample_s
-
-
-_open_streams = 0
-_open_lock = threading.Lock()
-
-
-class _Stream:
-    """A started stream of PortAudio, and whether its device is still there.
-
-    Args:
-        direction: "input" or "output".
-        wanted: device, as `find_device` takes it.
-        prepare: called with this stream, the channels and the rate before it starts; returns its callback.
-        on_end: called when the stream ends by itself.
-
-    Raises:
-        BackendUnavailableError, SoundError: the device cannot be found or opened.
-    """
-
-    def __init__(
-        self,
-        direction: Direction,
-        wanted: str | None,
-        prepare: Callable[[_Stream, int, int], Callable[..., None]],
-        on_end: Callable[[], None],
-    ) -> None:
-        global _open_streams
-        self._direction: Direction = direction
-        self._lock = threading.Lock()
-        self._stack = ExitStack()
-        self.called_at = 0.0
-        self._closed = False
-        sounddevice = load_portaudio()
-        self._stack.enter_context(quiet())
-        with _open_lock:
-            try:
-                try:
-                    self._open(sounddevice, wanted, prepare, on_end)
-                except SoundError:
-                    if _open_streams:
-                        raise
-                    rescan()  # it may have been plugged in since PortAudio looked
-                    self._open(sounddevice, wanted, prepare, on_end)
-            except BaseException:
-                self._stack.close()
-                raise
-            _open_streams += 1
-
-    def _open(
-        self,
-        sounddevice: Any,
-        wanted: str | None,
-        prepare: Callable[[_Stream, int, int], Callable[..., None]],
-        on_end: Callable[[], None],
-    ) -> None:
-        device = find_device(self._direction, wanted)
-        kind = sounddevice.InputStream if self._direction == "input" else sounddevice.OutputStream
-        failure: Exception | None = None
-        for rate, channels in _formats(device):
-            try:
-                stream = kind(
-                    samplerate=rate,
-                    channels=channels,
-                    device=device.index,
-                    dtype="float32",
-                    latency=_LATENCY_S,
-                    callback=prepare(self, channels, rate),
-                    finished_callback=on_end,
-                )
-                self.called_at = time.monotonic() + _FIRST_S - _GONE_S
-                stream.start()
-            except sounddevice.PortAudioError as error:
-                failure = failure or error
-                continue
-            self.stream, self.device, self.rate, self.channels = stream, device, rate, channels
-            return
-        assert failure is not None
-        raise sound_error(failure, self._direction, device.name) from failure
-
-    def is_gone(self) -> bool:
-        """Return whether the device has ended the stream, or has been silent for too long."""
-        return self._closed or not self.stream.active or time.monotonic() - self.called_at > _GONE_S
-
-    def gone(self) -> SoundError:
-        """Close the stream, and return the error to raise."""
-        self.close()
-        word = "microphone" if self._direction == "input" else "loudspeaker"
-        return SoundError(f"The {word} {self.device.name} is gone.", "Connect it again, or choose another: edge voice doctor")
-
-    def close(self) -> None:
-        """Stop and free the device. May be called twice."""
-        global _open_streams
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        with _open_lock:
-            _open_streams -= 1
-            try:
-                self.stream.abort(ignore_errors=True)
-                self.stream.close(ignore_errors=True)
-            finally:
-                self._stack.close()
-
-
-def _formats(device: Device) -> list[tuple[int, int]]:
-    """Return rates and channels to try: as the device prefers them first; few devices take any others."""
-    rates = dict.fromkeys([device.rate, *_COMMON_RATES])
-    channels = dict.fromkeys([min(device.channels, 2), 1, device.channels])
-    return [(rate, n) for rate in rates for n in channels]
 
 
 class PortAudioMicrophone:
@@ -193,7 +58,7 @@ class PortAudioMicrophone:
     """
 
     def __init__(self, wanted: str | None = None) -> None:
-        self._stream = _Stream("input", wanted, self._prepare, self._ended)
+        self._stream = DeviceStream("input", wanted, self._prepare, self._ended)
         self.name = self._stream.device.name
         self.device_rate, self.channels = self._stream.rate, self._stream.channels
         self.n_overflows = 0
@@ -202,8 +67,8 @@ class PortAudioMicrophone:
         self._n_out = 0
         self._n_lost_seen = 0
 
-    def _prepare(self, stream: _Stream, channels: int, rate: int) -> Callable[..., None]:
-        ring, clock = self._ring, self._clock = Ring(int(_RING_S * rate)), _Clock(rate)
+    def _prepare(self, stream: DeviceStream, channels: int, rate: int) -> Callable[..., None]:
+        ring, clock = self._ring, self._clock = Ring(int(_RING_S * rate)), Clock(rate)
         mixed = np.zeros(rate, np.float32)
         share = np.full(channels, 1 / channels, np.float32)
         self._n_lost = 0
@@ -238,7 +103,7 @@ class PortAudioMicrophone:
             left = until - time.monotonic()
             if left <= 0:
                 return None
-            self._ring.wait(min(left, _GONE_S / 4))
+            self._ring.wait(min(left, GONE_S / 4))
         samples, self._pending = self._pending[:BLOCK], self._pending[BLOCK:]
         lost = self._n_lost + self._ring.n_dropped
         new, self._n_lost_seen = lost - self._n_lost_seen, lost
@@ -282,15 +147,15 @@ class PortAudioSpeaker:
         self._silent = threading.Event()
         self._dropped = 0
         self._heard_until_s = 0.0
-        self._stream = _Stream("output", wanted, self._prepare, self._ended)
+        self._stream = DeviceStream("output", wanted, self._prepare, self._ended)
         self.name, self._rate = self._stream.device.name, self._stream.rate
         self.latency_s = float(self._stream.stream.latency)
         self._closing = False
         self._teller = threading.Thread(target=self._tell, name="edge-voice-played", daemon=True)
         self._teller.start()
 
-    def _prepare(self, stream: _Stream, channels: int, rate: int) -> Callable[..., None]:
-        ring, clock = self._played, self._clock = Ring(int(_RING_S * rate)), _Clock(rate)
+    def _prepare(self, stream: DeviceStream, channels: int, rate: int) -> Callable[..., None]:
+        ring, clock = self._played, self._clock = Ring(int(_RING_S * rate)), Clock(rate)
         line = np.zeros(rate, np.float32)
         fade = np.linspace(1, 0, int(_FADE_S * rate), dtype=np.float32)
 
@@ -309,7 +174,7 @@ class PortAudioSpeaker:
             clock.mark(ring.n_written, stream.called_at)
             ring.write(line[:n])
 
-        self.latency_s = _LATENCY_S
+        self.latency_s = LATENCY_S
         return play
 
     def _take(self, line: Samples) -> int:
@@ -383,7 +248,7 @@ class PortAudioSpeaker:
                 return self._drop() / self._rate
             self._silent.clear()
             self._fading.set()
-        self._silent.wait(_GONE_S)
+        self._silent.wait(GONE_S)
         with self._lock:
             return self._dropped / self._rate
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge.errors import BackendUnavailableError, SoundError
-from edge_voice import audio
+from edge_voice import device_stream
 from edge_voice.audio import PortAudioMicrophone, PortAudioSpeaker
 from edge_voice.devices import find_device, list_devices, load_portaudio
 
@@ -172,7 +172,7 @@ def test_a_device_that_falls_silent_is_gone(portaudio: FakePortAudio, monkeypatc
     playing.call(np.zeros((100, 2), np.float32))
     assert microphone.read(0) is None
     assert speaker.waiting_s == 0
-    monkeypatch.setattr(audio, "_GONE_S", 0.0)
+    monkeypatch.setattr(device_stream, "GONE_S", 0.0)
     with pytest.raises(SoundError, match="microphone Webcam Mic is gone"):
         microphone.read(0)
     for use in (lambda: speaker.play(np.zeros(10, np.float32), 48_000), lambda: speaker.waiting_s):
