@@ -239,7 +239,7 @@ REGISTRY = Registry(
                 "escalate",
                 "Larger model or server",
                 "Show what is sent on to the next tier; `now` has it answer, `preview` shows what would leave this device.",
-                argument="[now|on|off|preview|to model]",
+                argument="[action]",
                 example="/escalate now",
             ),
             Command("stats", "Statistics of this conversation", "Show speed, latency and cache reuse of every answer."),

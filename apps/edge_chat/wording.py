@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from edge.tiers.address import PREFIX
 from edge_chat import format as fmt
 from edge_chat.keys import Keymap, display_keys
+from edge_chat.widgets.empty import STAYS_HERE
 
 if TYPE_CHECKING:
     from textual.widget import Widget
 
+    from edge.config import Settings
     from edge.types import Sampling
     from edge_chat.model_host import ModelHost, ModelState
     from edge_chat.replies import ReplyRun
@@ -25,6 +28,7 @@ __all__ = [
     "hints",
     "list_keys",
     "model_text",
+    "promise",
     "recent_keys",
     "reply_notices",
     "reply_state",
@@ -163,6 +167,16 @@ def _why_same(sampling: Sampling) -> str:
     if sampling.seed is not None:
         return f"the seed is fixed at {sampling.seed}. /set seed none gives other answers"
     return f"temperature {sampling.temperature:g} leaves little to chance. /set temperature 1 gives other answers"
+
+
+def promise(settings: Settings) -> str:
+    """Return where what is typed goes: nowhere, unless the settings name a server."""
+    to = settings.escalation.to or ""
+    if not to.startswith(PREFIX):
+        return STAYS_HERE
+    if settings.escalation.consent == "always":
+        return f"A language model on this device, and {to.removeprefix(PREFIX)}, as your settings allow."
+    return f"A language model on this device. You are asked before anything goes to {to.removeprefix(PREFIX)}."
 
 
 def tips(keymap: Keymap) -> list[tuple[str, str]]:

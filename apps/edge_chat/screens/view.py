@@ -188,7 +188,10 @@ class ChatView(Screen[None]):
         """Return what a conversation without messages shows."""
         keymap = self.app.keymap
         return EmptyState(
-            wording.tips(keymap), wording.model_text(self.app.host), partial(wording.recent_keys, keymap.display("send"))
+            wording.tips(keymap),
+            wording.model_text(self.app.host),
+            partial(wording.recent_keys, keymap.display("send")),
+            wording.promise(self.app.settings),
         )
 
     def run_guarded(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:

@@ -20,7 +20,10 @@ from edge_chat.widgets.rows import fit, make_rows
 if TYPE_CHECKING:
     from edge.conversation import ConversationInfo
 
-__all__ = ["EmptyState"]
+__all__ = ["STAYS_HERE", "EmptyState"]
+
+
+STAYS_HERE = "A language model on this device. Nothing you type leaves it."
 
 
 class EmptyState(Vertical):
@@ -30,6 +33,7 @@ class EmptyState(Vertical):
         tips: the first steps as (keys, what they do).
         model: the state of the model.
         how_to_open: returns how to open one of the last conversations, in words, given their number.
+        promise: what is true of all that is typed.
 
     Attributes:
         recent: the last conversations, the newest first.
@@ -41,8 +45,11 @@ class EmptyState(Vertical):
 
         conversation_id: str
 
-    def __init__(self, tips: list[tuple[str, str]], model: str, how_to_open: Callable[[int], str]) -> None:
+    def __init__(
+        self, tips: list[tuple[str, str]], model: str, how_to_open: Callable[[int], str], promise: str = STAYS_HERE
+    ) -> None:
         super().__init__(id="empty")
+        self._promise = promise
         self._tips = tips
         self._model = model
         self._how_to_open = how_to_open
@@ -52,7 +59,7 @@ class EmptyState(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Static(Content.styled("edge", "bold $primary"), classes="empty-title")
-        yield Static("A language model on this device. Nothing you type leaves it.", classes="empty-line")
+        yield Static(Content(fmt.clean(self._promise)), classes="empty-line")
         yield Static(Content(fmt.clean(self._model)), id="empty-model", classes="empty-line")
         yield Static("", id="empty-recent")
         width = max(len(keys) for keys, _ in self._tips)

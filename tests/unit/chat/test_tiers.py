@@ -104,3 +104,14 @@ async def test_without_a_tier_and_wrong_words():
         await eventually(pilot, lambda: "is not the address of a server" in complaint(app))
         await enter(pilot, "/escalate to no-such-model")
         await eventually(pilot, lambda: "no model named 'no-such-model'" in complaint(app))
+
+
+def test_the_first_screen_promises_what_is_true():
+    from edge.config import load_settings
+    from edge_chat.wording import promise
+
+    assert "Nothing you type leaves it" in promise(load_settings({"escalation.to": "qwen3-1.7b"}))
+    remote = {"escalation.to": "openai:https://gpu.example.org"}
+    assert "asked before anything goes to https://gpu.example.org" in promise(load_settings(remote))
+    allowed = promise(load_settings({**remote, "escalation.consent": "always"}))
+    assert "https://gpu.example.org" in allowed and "Nothing" not in allowed
