@@ -145,12 +145,13 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=50)
     parser.add_argument("--warm", type=int, default=64)
     parser.add_argument("--model", default=os.environ.get("EDGE_TEST_MODEL", "smollm2-135m"))
+    parser.add_argument("--pages", type=int, default=len(PAGES), help="pages of the manual; fewer for a try")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Collection.open("manual", store=Path(folder) / "documents") as collection:
         settings = edge.load_settings({"paths.cache_dir": f"{folder}/cache", "kv.enabled": True})
-        report = collection.add([ROOT / "docs" / page for page in PAGES])
+        report = collection.add([ROOT / "docs" / page for page in PAGES[: options.pages]])
         questions = questions_of(collection, options.questions, random.Random(options.seed))
         load = lambda: edge.load(options.model, cache="disk", context=4096, settings=settings)  # noqa: E731
         with load() as ai:
