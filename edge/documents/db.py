@@ -51,6 +51,10 @@ MIGRATIONS = (
 
     CREATE VIRTUAL TABLE chunk_fts USING fts5(heading, text, content='', tokenize='porter unicode61 remove_diacritics 2')
     """,
+    # Version 2: documents are counted without reading their passages.
+    """
+    CREATE INDEX chunk_waiting_of ON chunk(document, slot) WHERE slot IS NULL
+    """,
 )
 
 SCHEMA = Schema(
@@ -174,11 +178,11 @@ def drop_document(db: sqlite3.Connection, document_id: int) -> None:
 def documents(db: sqlite3.Connection) -> Iterator[Document]:
     """Yield the documents by path."""
     rows = db.execute(
-        """SELECT document.id, path, title, kind, size, mtime, count(chunk.id), count(slot)
-        FROM document LEFT JOIN chunk ON chunk.document = document.id GROUP BY document.id ORDER BY path"""
+        """SELECT id, path, title, kind, size, mtime, (SELECT count(*) FROM chunk WHERE chunk.document = document.id),
+        (SELECT count(*) FROM chunk WHERE chunk.document = document.id AND slot IS NULL) FROM document ORDER BY path"""
     )
-    for document_id, path, title, kind, size, mtime, n_passages, n_vectors in rows:
-        yield Document(document_id, _path(path), title, kind, size, mtime / 1e9, n_passages, n_vectors)
+    for document_id, path, title, kind, size, mtime, n_passages, n_waiting in rows:
+        yield Document(document_id, _path(path), title, kind, size, mtime / 1e9, n_passages, n_passages - n_waiting)
 
 
 def paths_below(db: sqlite3.Connection, path: Path) -> Iterator[tuple[int, Path]]:
@@ -219,8 +223,10 @@ def passages_by_id(db: sqlite3.Connection, chunk_ids: Iterable[int]) -> dict[int
 
 def chunk_counts(db: sqlite3.Connection) -> tuple[int, int]:
     """Return the numbers of passages and of those with a vector."""
-    n_passages, n_vectors = db.execute("SELECT count(*), count(slot) FROM chunk").fetchone()
-    return n_passages, n_vectors
+    # Two counts over indexes; one over both columns would read all texts.
+    n_passages: int = db.execute("SELECT count(*) FROM chunk").fetchone()[0]
+    n_waiting: int = db.execute("SELECT count(*) FROM chunk WHERE slot IS NULL").fetchone()[0]
+    return n_passages, n_passages - n_waiting
 
 
 def sources(db: sqlite3.Connection) -> list[Path]:
