@@ -3,7 +3,7 @@
 
     python benchmarks/voice_stages.py [--threads 1] [--rounds 9] [--json FILE]
 
-It takes Debian's pocketsphinx-testdata (100 words of four people), `edge models pull voice` and
+It takes Debian's pocketsphinx-testdata (100 words), `edge models pull voice` and
 `edge models pull whisper-base`.
 Printed are, for each stage, memory (how much the process grew by opening it and using it once) and:
 

@@ -35,7 +35,7 @@ def why_no_speech() -> str:
 
 
 def human_set() -> list[Recording]:
-    """Return 12 recordings of four speakers, 103 words: playing cards, a novel, a command, digits."""
+    """Return 12 recordings from four sources, 100 words: playing cards, a novel, a command, digits."""
     recordings = []
     for folder, listed in (("cards", "cards.transcription"), ("librivox", "transcription")):
         for line in (_FOLDER / folder / listed).read_text().splitlines():
