@@ -228,6 +228,17 @@ async def test_documents_are_searched_for_other_programs(tmp_path):
                 assert (await client.call_tool("search_documents", wrong)).is_error
 
 
+def test_documents_that_are_missing_are_told_before_a_model_is_loaded(monkeypatch, tmp_path, capsys):
+    from edge_cli.app import App
+    from edge_cli.main import run
+
+    monkeypatch.setenv("EDGE_DATA_DIR", str(tmp_path))
+    loads = []
+    assert run(["mcp", "serve", "--docs", "nothing"], App(load=lambda **options: loads.append(options))) == 2
+    assert "There is no collection of documents 'nothing'" in capsys.readouterr().err
+    assert loads == []
+
+
 # -- the command
 
 

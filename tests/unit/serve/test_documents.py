@@ -111,3 +111,11 @@ def test_the_description_has_the_field(running: Serving) -> None:
 def test_the_files_stay_private(running: Serving) -> None:
     folder: Path = running.service.settings.paths.documents_dir
     assert all(file.stat().st_mode & 0o077 == 0 for file in (folder / "manual").iterdir())
+
+
+def test_the_option_says_what_is_allowed() -> None:
+    from edge_cli.app import App
+    from edge_cli.options import settings_from
+
+    assert settings_from(App(), {"docs": ("manual", "faq")}).server.docs == ("manual", "faq")
+    assert settings_from(App(), {"docs": ()}).server.docs == ()
