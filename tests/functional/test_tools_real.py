@@ -60,5 +60,5 @@ def test_a_call_that_it_makes_by_itself_keeps_the_schema(ai: Assistant) -> None:
     history = [Message("user", "Will it rain in Rome?"), Message("assistant", "<tool_call>")]
     opened = ai.conversation(tools=[tool], tool_format="prompt", history=history)
     text = opened.resume(temperature=5.0, seed=1, max_tokens=40, top_k=0, top_p=1.0, min_p=0.0).wait()
-    call = json.loads(text.partition("\n</tool_call>")[0])
+    call = json.loads(text.partition("</tool_call>")[0])
     assert call["name"] == "weather" and call["arguments"]["city"] in ("Paris", "Rome")
