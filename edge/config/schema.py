@@ -361,7 +361,7 @@ class EscalationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     to: str | None = None
     consent: Literal["ask", "always"] = "ask"
     key_file: Path | None = None
-    max_entropy: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = 1.0
+    max_entropy: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = 1.5
     min_agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     min_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     patterns: tuple[str, ...] = ()
