@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure a talk with real models, from recordings of a virtual microphone and a virtual loudspeaker (PulseAudio).
 
-    python benchmarks/voice.py [--model NAME] [--voices hibari,kokoro] [--rounds 7] [--minutes 0] [--json FILE]
+    python benchmarks/voice.py [--model NAME] [--voices hibari,kokoro] [--rounds 7] [--minutes 0]
 
 Recorded human speech is played into the microphone; both devices are recorded all the time, and what is measured is read
 off the two recordings. Printed are medians, with the range over the rounds:
@@ -12,8 +12,8 @@ off the two recordings. Printed are medians, with the range over the rounds:
   transcription   of 5 seconds of speech
   interruption    from the first sound of the user's voice to the silence of the loudspeaker
   own echo        replies of which the loudspeaker, heard by the microphone, interrupted itself; none should
-  overflow        samples of the microphone that were lost, in the whole run; --minutes adds a talk of that length
-  memory          of the process with all models, at its highest
+  lost samples    of the microphone, in the whole run; --minutes adds a talk of that length
+  memory          of the process with all models, for each voice
 
 It needs Debian's pulseaudio, pulseaudio-utils, libasound2-plugins, libportaudio2 and pocketsphinx-testdata, and the models:
 edge models pull voice.
@@ -22,6 +22,7 @@ edge models pull voice.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -95,7 +96,7 @@ class Recorder:
 class Setting:
     """A talk, its two recordings, and the events so far."""
 
-    def __init__(self, sound: VirtualSound, ai: Any, settings: Any, mic: Recorder, speaker: Recorder, n_tokens: int) -> None:
+    def __init__(self, sound: VirtualSound, mic: Recorder, speaker: Recorder, ai: Any, settings: Any, n_tokens: int) -> None:
         from edge import Sampling
 
         self.sound, self.mic, self.speaker = sound, mic, speaker
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--voices", default="hibari,kokoro", help="names, comma-separated")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--minutes", type=float, default=0.0, help="of a further talk that looks for lost samples")
+    parser.add_argument("--context", type=int, default=4096, help="context window of the model, in tokens")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if reason := why_no_sound() or why_no_speech():
@@ -262,75 +264,81 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def measure(sound: VirtualSound, options: argparse.Namespace) -> dict[str, Any]:
-    """Run all measurements."""
+def with_voice(name: str) -> Any:
+    """Return the settings with a voice."""
     import msgspec
-    import psutil
 
-    import edge
     from edge.config import load_settings
 
-    speeches = [recording.samples for recording in human_set()]
+    settings = load_settings()
+    return msgspec.structs.replace(settings, voice=msgspec.structs.replace(settings.voice, voice=name))
+
+
+def resident_mb() -> float:
+    """Return the memory of this process, without what nobody uses any more."""
+    import psutil
+
+    gc.collect()
+    return float(psutil.Process().memory_info().rss / 1e6)
+
+
+def measure(sound: VirtualSound, options: argparse.Namespace) -> dict[str, Any]:
+    """Run all measurements."""
+    import edge
+
     # Commands and cards: in longer ones there are pauses, in which a speaker may have finished.
-    speeches = [trim(speech) for speech in speeches if len(speech) < 4 * RATE]
-    mic, speaker = Recorder(sound, "mic"), Recorder(sound, "speaker")
-    process, found, n_lost = psutil.Process(), dict[str, Any](), 0
-    peak = 0.0
-
-    def with_voice(name: str) -> Any:
-        settings = load_settings()
-        return msgspec.structs.replace(settings, voice=msgspec.structs.replace(settings.voice, voice=name))
-
-    long = np.concatenate(speeches * 3)
-    times = measure_transcription(load_settings(), long[: 5 * RATE], options.rounds)
+    speeches = [trim(recording.samples) for recording in human_set() if len(recording.samples) < 4 * RATE]
+    devices = sound, Recorder(sound, "mic"), Recorder(sound, "speaker")
+    names, found, n_lost = options.voices.split(","), dict[str, Any](), 0
+    five_seconds = np.concatenate(speeches * 3)[: 5 * RATE]
+    times = measure_transcription(with_voice(names[0]), five_seconds, options.rounds)
     found["transcription"] = spread(times, TARGETS["transcription"])
-    with edge.load(options.model, context=4096) as ai:
-        endpoints: list[float] = []
+    with edge.load(options.model, context=options.context) as ai:
         steps: list[dict[str, float]] = []
-        for name in options.voices.split(","):
-            setting = Setting(sound, ai, with_voice(name), mic, speaker, 40)
+        for name in names:
+            setting = Setting(*devices, ai, with_voice(name), 40)
             turns = [take_turn(setting, speeches[n % len(speeches)]) for n in range(options.rounds + 1)][1:]
             done = [turn for turn in turns if turn is not None]
             target = TARGETS["first sound"].get(name, TARGETS["first sound"][""])
             found[f"first sound, {name}"] = spread([turn["first sound"] for turn in done], target)
-            endpoints += [turn["endpoint"] for turn in done]
+            found[f"memory, {name}"] = spread([resident_mb()], TARGETS["memory"], "MB")
             steps += done
-            peak = max(peak, process.memory_info().rss / 1e6)
             n_lost += setting.talk.line.n_lost
             setting.talk.close()
-        found["of that"] = {
-            name: round(statistics.median(turn[name] for turn in steps), 3)
-            for name in ("transcribe", "first token", "prefilled")
-        }
-        found["endpoint"] = spread(endpoints, TARGETS["endpoint"])
-        setting = Setting(sound, ai, with_voice(options.voices.split(",")[0]), mic, speaker, 150)
+            del setting
+        for name in ("transcribe", "first token", "prefilled") if steps else ():
+            found[f"of that, {name}"] = round(statistics.median(turn[name] for turn in steps), 3)
+        found["endpoint"] = spread([turn["endpoint"] for turn in steps], TARGETS["endpoint"])
+        setting = Setting(*devices, ai, with_voice(names[0]), 150)
         silences = [interrupt(setting, speeches[n % len(speeches)], speeches[-1]) for n in range(options.rounds)]
         found["interruption"] = spread([value for value in silences if value is not None], TARGETS["interruption"])
-        found["own echo"] = {"interrupted": count_own_interruptions(setting, speeches[:3]), "of": 3}
-        until = time.monotonic() + 60 * options.minutes
-        n_turns = 0
-        while time.monotonic() < until:
-            take_turn(setting, speeches[n_turns % len(speeches)], 4.0)
-            n_turns += 1
-        n_lost += setting.talk.line.n_lost
-        peak = max(peak, process.memory_info().rss / 1e6)
+        found["own echo, of 3"] = count_own_interruptions(setting, speeches[:3])
+        found["further turns"] = talk_on(setting, speeches, options.minutes)
+        found["lost samples"] = n_lost + setting.talk.line.n_lost
         setting.talk.close()
-    found["overflow"] = {"samples": n_lost, "minutes": options.minutes}
-    found["memory"] = {"peak_mb": round(peak), "target": TARGETS["memory"], "is_met": peak <= TARGETS["memory"]}
-    mic.close()
-    speaker.close()
+    for recorder in devices[1:]:
+        recorder.close()
     return found
+
+
+def talk_on(setting: Setting, speeches: Sequence[np.ndarray], minutes: float) -> int:
+    """Take turns for so many minutes, and return how many there were."""
+    until, n = time.monotonic() + 60 * minutes, 0
+    while time.monotonic() < until:
+        take_turn(setting, speeches[n % len(speeches)], 4.0)
+        n += 1
+    return n
 
 
 def report(found: dict[str, Any]) -> None:
     """Print a line for each measurement."""
     for name, value in found.items():
-        if "median" in value:
-            met = "met" if value["is_met"] else "MISSED"
-            text = f"{value['median']:.3f} s ({value['min']:.3f} to {value['max']:.3f}, {value['n']} times)"
-            print(f"{name:24} {text}, at most {value['target']} s: {met}")
+        if isinstance(value, dict):
+            unit, met = value["unit"], "met" if value["is_met"] else "MISSED"
+            text = f"{value['median']:.3f} {unit} ({value['min']:.3f} to {value['max']:.3f}, {value['n']} times)"
+            print(f"{name:24} {text}, at most {value['target']} {unit}: {met}")
         else:
-            print(f"{name:24} {', '.join(f'{key} {one}' for key, one in value.items())}")
+            print(f"{name:24} {value}")
 
 
 if __name__ == "__main__":
