@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Arguments for the tests, for example: make test ARGS="-k catalog"
 ARGS ?=
 
-.PHONY: help chat test coverage prove check lint format docs install install-dev install-ecosystem model lock snapshots bench clean
+.PHONY: help chat voice test coverage prove check lint format docs install install-dev install-ecosystem model lock snapshots bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -17,6 +17,9 @@ help:  ## Show this list.
 chat: install  ## Set up everything and open a terminal chat with the embedded model.
 	@$(BIN)/edge models pull smollm2-135m --quiet
 	@$(BIN)/edge chat
+
+voice: install  ## Set up voice: its packages, its models, and a check of the sound devices.
+	@sh tools/setup_voice.sh $(BIN)
 
 test: install-dev install-ecosystem model  ## Set up everything, check the code and run all tests.
 	@$(MAKE) --no-print-directory lint

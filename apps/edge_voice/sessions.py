@@ -21,6 +21,8 @@ class OnnxModel:
     Args:
         file: the graph.
         threads: CPU threads of one run.
+        releases: return the memory of a run to the system behind it, for a graph that takes much more for a long input than
+            for a short one.
 
     Attributes:
         inputs: name -> shape, as the graph declares them.
@@ -29,7 +31,7 @@ class OnnxModel:
         ModelFileError: it cannot be opened.
     """
 
-    def __init__(self, file: Path, *, threads: int = 1) -> None:
+    def __init__(self, file: Path, *, threads: int = 1, releases: bool = False) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -47,6 +49,7 @@ class OnnxModel:
             raise ModelFileError(f"{file.name} cannot be opened as an ONNX model: {error}", hint) from error
         self._run_options: Any = None
         self._new_run_options = ort.RunOptions
+        self._releases = releases
         self.inputs: dict[str, tuple[Any, ...]] = {one.name: tuple(one.shape) for one in self._session.get_inputs()}
         self.outputs: tuple[str, ...] = tuple(one.name for one in self._session.get_outputs())
 
@@ -61,6 +64,8 @@ class OnnxModel:
             CancelledError: `cancel` was called meanwhile.
         """
         options = self._run_options = self._new_run_options()
+        if self._releases:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
             return list(self._session.run(None if outputs is None else list(outputs), dict(feed), options))
         except Exception as error:

