@@ -192,7 +192,9 @@ def interrupt(setting: Setting, speech: np.ndarray, interjection: np.ndarray) ->
     played = setting.speaker.loud(spoken[0] - 0.5, spoken[0] + 0.8)
     setting.talk.interrupt()
     setting.until_idle()
-    return None if played is None else max(0.0, played[1] - spoken[0])
+    if played is None or played[1] <= spoken[0]:
+        return None  # it was silent between two sentences when the user began
+    return played[1] - spoken[0]
 
 
 @contextmanager
