@@ -1,8 +1,8 @@
 """Tells whether a passage is about a question: by the words that they share, and by how near their meanings are.
 
-Neither alone is enough: over two public question sets (benchmarks/documents_quality.py), asked of a collection that has the
-answer and of one that has not, the words tell the two apart with an area under the curve of 0.91, the cosine of the default
-embedding model with 0.85, and their sum with 0.95.
+Neither alone is enough. Asked of a collection that has the answer and of one that has not (benchmarks/documents_quality.py),
+the words tell the two apart with an area under the curve of 0.91 over NarrativeQA and 0.90 over Disfl-QA, the cosine of the
+default embedding model with 0.85 and 0.77, their sum with 0.95 and 0.90.
 """
 
 from __future__ import annotations
