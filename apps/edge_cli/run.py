@@ -44,8 +44,8 @@ EXAMPLES = examples(
     'edge run -x "A Python function that reverses a string" > reverse.py',
     'edge run --schema invoice.json -f letter.txt "What is to be paid?"',
     'edge run --lora pirate.gguf:0.5 "Who are you?"',
-    'edge run --escalate-to openai:https://gpu.example.org/v1#qwen3-32b "Prove that there are infinitely many primes"',
-    'edge run --escalate-to openai:http://127.0.0.1:8033 --show "What would be sent?"',
+    'edge run --escalate-to openai:https://gpu.example/v1#qwen3-32b "Prove it"',
+    'edge run --escalate-to openai:http://127.0.0.1:8033 --show "What is sent?"',
     "edge run --estimate-only -m smollm2-135m --context 2048",
 )
 

@@ -27,7 +27,7 @@ EXAMPLES = examples(
     "edge serve --host 0.0.0.0 --keys keys.txt",
     "edge serve --memory 3 --idle 600",
     "edge serve smollm2-135m --lora pirate.gguf:0",
-    "edge serve smollm2-135m --escalate-to openai:https://gpu.example.org/v1#qwen3-32b --consent always",
+    "edge serve --escalate-to openai:https://gpu.example/v1 --consent always",
     "edge serve --port 0 --json",
     "edge serve --docs manual",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 edge serve --otel",

@@ -33,7 +33,7 @@ def test_without_textual(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_reach_the_app(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, Any]] = []
 
-    def run(settings: Any, *, conversation: str | None, say: Any) -> int:
+    def run(settings: Any, *, conversation: str | None, voice: bool, say: Any) -> int:
         calls.append((settings, conversation))
         return 7
 
@@ -56,7 +56,7 @@ def test_settings_reach_the_app(call: Any, terminal: Any, monkeypatch: pytest.Mo
 def test_the_last_conversation_is_continued(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str | None] = []
 
-    def run(settings: Any, *, conversation: str | None, say: Any) -> int:
+    def run(settings: Any, *, conversation: str | None, voice: bool, say: Any) -> int:
         opened.append(conversation)
         say("the line for the shell")
         return 0
