@@ -30,7 +30,7 @@ __all__ = ["score"]
 EXAMPLES = examples(
     "edge score prompts.jsonl > scores.jsonl",
     "edge score r.jsonl --choice good --choice bad --task 'Is it good or bad?'",
-    "edge score histories.jsonl --task 'Say which book the reader takes next.' --parallel 8",
+    "edge score h.jsonl --task 'Say which book the reader takes next.'",
     """echo '{"prompt": "Spam? ...", "choices": ["yes", "no"]}' | edge score -""",
     """echo '{"prompt": "I say", "choices": [" yes", " no"]}' | edge score - --text""",
 )
