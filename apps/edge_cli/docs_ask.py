@@ -28,7 +28,7 @@ __all__ = ["ask", "listed", "location"]
 EXAMPLES = examples(
     'edge docs ask "How do I reset the pump?"',
     'edge docs ask -c manual -c faq "Is the pump safe to clean?"',
-    'edge docs ask --json "How long is the warranty?" | jq -r ".citations[].place"',
+    'edge docs ask --json "How long is it?" | jq -r ".citations[].place"',
     "edge docs ask < question.txt",
 )
 
