@@ -11,14 +11,16 @@ from typing import TypeVar
 import msgspec
 from starlette.types import Receive, Scope
 
+from edge.units import type_words
 from edge_serve import limits
 from edge_serve.errors import ApiError, ClientGoneError
 
-__all__ = ["decode", "header", "read_body"]
+__all__ = ["decode", "header", "read_body", "type_fault"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`")
+_MISSING = re.compile(r"missing required field `([^`]*)`")
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MOST_IGNORED = 20
 
@@ -83,11 +85,10 @@ def decode(data: bytes, kind: type[T], refused: Collection[str] = ()) -> tuple[T
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         body = msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        place = _PLACE.search(str(error))
-        what = str(error)[: place.start()] if place else str(error)
-        param = place.group(1) if place else None
-        where = f"{param}: " if param else ""
-        raise ApiError(400, f"The body has a value of a wrong type: {where}{what}.", code="invalid_type", param=param) from None
+        place, missing = _PLACE.search(str(error)), _MISSING.search(str(error))
+        param = ".".join(found[1] for found in (place, missing) if found) or None
+        code = "missing_required_parameter" if missing else "invalid_type"
+        raise ApiError(400, f"The body is wrong: {type_fault(error)}.", code=code, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
     except RecursionError:
@@ -100,6 +101,11 @@ def decode(data: bytes, kind: type[T], refused: Collection[str] = ()) -> tuple[T
     known = {field.encode_name for field in msgspec.structs.fields(kind)} | set(refused)
     ignored = [name for name, value in fields.items() if name not in known and bytes(value) != b"null"]
     return body, [name for name in ignored if _PLAIN.fullmatch(name)][:_MOST_IGNORED]
+
+
+def type_fault(error: msgspec.ValidationError) -> str:
+    """Return what is wrong with a value, in plain words and those of JSON: "lora is text, and should be a list or null"."""
+    return type_words(str(error)).replace("a table", "an object")
 
 
 def _too_long() -> ApiError:

@@ -20,7 +20,7 @@ __all__ = ["explain", "ignored_keywords", "to_grammar"]
 # write anyway, and with fixed ones twice as many tokens are forced.
 _LAYOUT = {"whitespace_flexible": False, "whitespace_pattern": None, "item_separator": ", ", "key_separator": ": "}
 _DECODER = json.JSONDecoder()
-_LENIENT_HINT = "Leave it out, or pass strict=False: it is then checked when the reply is done, not enforced."
+_LENIENT_HINT = "Leave it out, or set strict to false: it is then checked when the reply is done, not enforced."
 
 
 def to_grammar(constraint: Constraint) -> str:
@@ -63,7 +63,7 @@ def explain(constraint: Constraint, message: str) -> ConstraintError:
         where = _with_place(schema, "oneOf")
         return ConstraintError(
             f"The schema has {where}, and it cannot be told token by token that only one of its cases holds.",
-            "Use anyOf if it may be several, or pass strict=False: it is then checked when the reply is done.",
+            "Use anyOf if it may be several, or set strict to false: it is then checked when the reply is done.",
         )
     if message.startswith("regex parse error"):
         pattern = message.split("\n")[1].strip() if "\n" in message else ""

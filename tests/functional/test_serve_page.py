@@ -143,6 +143,20 @@ def about(page: playwright.Page, n: int) -> playwright.Locator:
     return page.locator(".about").nth(n)
 
 
+def add_embedder(route: playwright.Route) -> None:
+    """Answer with the server's state, and a model for embeddings before the others."""
+    response = route.fetch()
+    state = response.json()
+    embedder = {
+        "id": "all-minilm-l6-v2",
+        "task": "embeddings",
+        "status": "loaded",
+        "context_window": 256,
+        "memory_bytes": 68_740_752,
+    }
+    route.fulfill(response=response, json={**state, "models": [embedder, *state["models"]]})
+
+
 def picture(page: playwright.Page, name: str) -> None:
     if PICTURES:
         page.screenshot(path=Path(PICTURES) / f"page-{name}.png", full_page=True)
@@ -225,8 +239,13 @@ def test_a_chat_streams_stops_fails_and_begins_again(page: playwright.Page, serv
 def test_everything_fits_and_can_be_read(browser: playwright.Browser, server: Serving, scheme: str, width: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": 740}, color_scheme=scheme)
     page = context.new_page()
+    page.route("**/status", add_embedder)
     page.goto(server.url)
-    expect(page.locator("#list tr")).to_have_count(23, timeout=WAIT_MS)
+    expect(page.locator("#list tr")).to_have_count(24, timeout=WAIT_MS)
+    assert page.evaluate("document.querySelector('#list').scrollWidth - document.querySelector('#list').clientWidth") <= 0, (
+        "a column is cut off"
+    )
+    expect(page.locator("#list td").first).to_have_text("all-minilm-l6-v2embeddings")
     picture(page, f"empty-{scheme}-{width}")
     ask(page, "everything")
     expect(about(page, 0)).to_contain_text("tokens", timeout=WAIT_MS)

@@ -9,6 +9,7 @@ import msgspec
 
 from edge.types import Sampling
 from edge_serve.asked import constraint_of
+from edge_serve.bodies import type_fault
 from edge_serve.errors import ApiError
 from edge_serve.lora import AdapterScale
 from edge_serve.probabilities import listed, logprob_options
@@ -143,7 +144,7 @@ def options_of_body(call: Call, body: CommonRequest) -> tuple[Sampling, list[Ada
     try:
         options = msgspec.convert(given, Options)
     except msgspec.ValidationError as error:
-        raise ApiError(400, f"options has a value of a wrong type: {error}.", code="invalid_type", param="options") from None
+        raise ApiError(400, f"The options are wrong: {type_fault(error)}.", code="invalid_type", param="options") from None
     fields = {name: value for name, value in msgspec.structs.asdict(options).items() if name != "lora"}
     limit = fields.pop("num_predict")
     fields["max_tokens"] = None if limit is None or limit < 0 else limit

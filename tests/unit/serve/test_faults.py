@@ -49,6 +49,41 @@ def test_a_body_that_is_not_json_is_400_in_the_protocols_form(running: Serving, 
     assert "Traceback" not in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "said", "param", "code"),
+    [
+        (
+            "/v1/chat/completions",
+            {"temperature": "hot"},
+            "temperature is text, and should be a number or null",
+            "temperature",
+            "invalid_type",
+        ),
+        (
+            "/v1/chat/completions",
+            {"stream_options": []},
+            "stream_options is a list, and should be an object or null",
+            "stream_options",
+            "invalid_type",
+        ),
+        ("/v1/embeddings", {}, "input is missing", "input", "missing_required_parameter"),
+    ],
+)
+def test_a_wrong_type_and_a_missing_field_are_said_in_plain_words(
+    running: Serving, path: str, body: dict[str, object], said: str, param: str, code: str
+) -> None:
+    status, _, answer = running.post(path, body)
+    error = answer["error"]
+    assert (status, error["message"], error["param"], error["code"]) == (400, f"The body is wrong: {said}.", param, code)
+
+
+def test_claude_and_ollama_say_it_in_plain_words_too(running: Serving) -> None:
+    _, _, claude = running.post("/v1/messages", {"messages": [{"role": "user", "content": "hi"}]})
+    assert claude["error"]["message"] == "The body is wrong: max_tokens is missing."
+    _, _, ollama = running.post("/api/generate", {"prompt": "hi", "options": {"lora": ["x"]}})
+    assert ollama["error"] == "The options are wrong: lora[0] is text, and should be an object."
+
+
 def test_text_of_any_kind_is_taken(running: Serving) -> None:
     for text in ("\x00\x01", "\N{GRINNING FACE}", '"\\\n', "<|im_end|>"):
         assert running.post(CHAT, ask(text, max_tokens=1))[0] == 200
