@@ -32,15 +32,16 @@ _encode = msgspec.json.encode
 async def chat(call: Call) -> None:
     """Answer a conversation."""
     body = await call.body(ChatRequest)
+    (sampling, lora), form = options_of_body(call, body), form_options(body)
     if not body.messages:
         await load_or_unload(call, body, {"message": {"role": "assistant", "content": ""}})
         return
-    messages, (sampling, lora) = _messages(body.messages), options_of_body(call, body)
+    messages = _messages(body.messages)
     specs = [
         ToolSpec(f"tools[{number}]", tool.function.name, tool.function.description, tool.function.parameters)
         for number, tool in enumerate(body.tools or ())
     ]
-    options = {**options_of(call), **form_options(body), **tool_options(specs)}
+    options = {**options_of(call), **form, **tool_options(specs)}
 
     def start(assistant: Assistant) -> Reply:
         return assistant.generate(messages, sampling, **options, **lora_options(lora, assistant))

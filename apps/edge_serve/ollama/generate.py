@@ -32,11 +32,11 @@ async def generate(call: Call) -> None:
     body = await call.body(GenerateRequest, _REFUSED)
     if body.images:
         raise ApiError(400, "images: this model reads text only. Send the text of them.")
+    (sampling, lora), form = options_of_body(call, body), form_options(body)
     if not body.prompt:
         await load_or_unload(call, body, {"response": ""})
         return
-    prompt, (sampling, lora) = body.prompt, options_of_body(call, body)
-    options = {**options_of(call), **form_options(body)}
+    prompt, options = body.prompt, {**options_of(call), **form}
     messages = [*([Message("system", body.system)] if body.system else []), Message("user", prompt)]
 
     def start(assistant: Assistant) -> Reply:

@@ -196,6 +196,10 @@ async def test_the_model_is_a_tool_of_others():
             assert tool.name == "ask" and tool.input_schema["required"] == ["prompt"]
             result = await client.call_tool("ask", {"prompt": "Hi"})
             assert result.content[0].text == "Hello!" and not result.is_error
+            wrong = await client.call_tool("ask", {"prompt": "Hi", "temperature": -1.0})
+            assert wrong.is_error and "temperature" in wrong.content[0].text, (
+                "what is wrong is told, so that the caller can mend it"
+            )
 
 
 async def test_documents_are_searched_for_other_programs(tmp_path):
@@ -224,8 +228,12 @@ async def test_documents_are_searched_for_other_programs(tmp_path):
             assert found[0]["text"] == "Reset the pump with the button." and found[0]["lines"] == [1, 1]
             only = await client.call_tool("search_documents", {"query": "reset the pump", "collection": "faq", "k": 1})
             assert [one["collection"] for one in only.structured_content["result"]] == ["faq"]
-            for wrong in ({"query": "x", "collection": "diary"}, {"query": "  "}):
-                assert (await client.call_tool("search_documents", wrong)).is_error
+            for wrong, why in (
+                ({"query": "x", "collection": "diary"}, "no collection 'diary'. There are: manual, faq."),
+                ({"query": "  "}, "The query is empty."),
+            ):
+                answer = await client.call_tool("search_documents", wrong)
+                assert answer.is_error and why in answer.content[0].text
 
 
 def test_documents_that_are_missing_are_told_before_a_model_is_loaded(monkeypatch, tmp_path, capsys):

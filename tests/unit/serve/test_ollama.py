@@ -112,6 +112,9 @@ def test_tools_forms_and_options() -> None:
         ("/api/generate", {"prompt": "x", "options": {"top_p": 2}}, 400),
         ("/api/generate", {"prompt": "x", "options": {"stop": [None]}}, 400),
         ("/api/generate", {"prompt": "x", "options": {"num_predict": "many"}}, 400),
+        ("/api/generate", {"top_logprobs": 21}, 400),  # also where no prompt asks for a model to be loaded
+        ("/api/chat", {"top_logprobs": 21}, 400),
+        ("/api/chat", {"options": {"top_p": 2}}, 400),
         ("/api/generate", {"prompt": "x", "model": "llama9"}, 404),
         ("/api/embed", {"input": "x", "model": "llama9"}, 404),
         ("/api/pull", {"model": "x"}, 501),
