@@ -6,6 +6,7 @@ service.py     what all requests share; offer.py, the models by name
 answers.py     a reply for a request; asked.py, what it is asked for: tools, form, thinking
 embedding.py   vectors for a request
 sampling.py    how tokens are chosen; lora.py, with which adapters; probabilities.py, how likely they were
+documents.py   collections that a request names, and the passages of its answer
 client.py      notices that a client has gone
 bodies.py      bodies, read within bounds; limits.py, the bounds
 security.py    Host, Origin and keys; keys.py, the keys

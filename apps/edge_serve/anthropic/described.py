@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge_serve.openai.described import Citation
+
 __all__ = ["Count", "Error", "Message"]
 
 
@@ -60,7 +62,7 @@ class ToolUseBlock(_Described, tag_field="type", tag="tool_use"):
 
 
 class Message(_Described):
-    """A reply."""
+    """A reply. `citations` is this server's own (`docs`)."""
 
     id: str
     type: Literal["message"]
@@ -70,6 +72,7 @@ class Message(_Described):
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
     stop_sequence: str | None
     usage: Usage
+    citations: list[Citation] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Count(_Described):

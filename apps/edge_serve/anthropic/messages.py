@@ -11,6 +11,7 @@ from edge_serve.anthropic.stream import chunks, usage
 from edge_serve.anthropic.wire import CountRequest, MessagesRequest
 from edge_serve.asked import ToolSpec, constraint_of, options_of, tool_options
 from edge_serve.call import Call
+from edge_serve.documents import citations_field, docs_options
 from edge_serve.errors import ApiError
 from edge_serve.lora import lora_options
 from edge_serve.sampling import make_sampling
@@ -33,7 +34,8 @@ async def create(call: Call) -> None:
     fields = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "max_tokens": body.max_tokens}
     sampling = make_sampling({**fields, "stop": body.stop_sequences}, _NAMES)
     thinks = _thinks(body)
-    options = {**options_of(call), **_tools(body), **_form(body), "think": thinks}
+    documents = docs_options(body.docs, call.service.settings.server.docs)
+    options = {**options_of(call), **_tools(body), **_form(body), **documents, "think": thinks}
     if thinks and body.thinking is not None:
         options["max_thinking"] = body.thinking.budget_tokens
 
@@ -67,7 +69,11 @@ def _head(found: Answer) -> dict[str, Any]:
 
 
 def _end(found: Answer, max_tokens: int) -> dict[str, Any]:
-    """Return why a reply ended."""
+    """Return why a reply ended, and the passages that it rests on."""
+    return {**_reason(found, max_tokens), **citations_field(found.reply.citations)}
+
+
+def _reason(found: Answer, max_tokens: int) -> dict[str, Any]:
     reply = found.reply
     if reply.stopped_by is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": reply.stopped_by}

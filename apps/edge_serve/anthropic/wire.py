@@ -86,7 +86,7 @@ class CountRequest(msgspec.Struct, kw_only=True):
 
 
 class MessagesRequest(CountRequest, kw_only=True):
-    """Of POST /v1/messages. `lora` is not Anthropic's: the adapters of this request."""
+    """Of POST /v1/messages. `lora` and `docs` are not Anthropic's: the adapters of this request, and what it searches."""
 
     max_tokens: int
     stream: bool | None = None
@@ -97,3 +97,4 @@ class MessagesRequest(CountRequest, kw_only=True):
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     lora: list[AdapterScale] | None = None
+    docs: str | list[str] | None = None

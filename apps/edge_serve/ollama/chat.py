@@ -32,7 +32,7 @@ _encode = msgspec.json.encode
 async def chat(call: Call) -> None:
     """Answer a conversation."""
     body = await call.body(ChatRequest)
-    (sampling, lora), form = options_of_body(call, body), form_options(body)
+    (sampling, lora, documents), form = options_of_body(call, body), form_options(body)
     if not body.messages:
         await load_or_unload(call, body, {"message": {"role": "assistant", "content": ""}})
         return
@@ -41,7 +41,7 @@ async def chat(call: Call) -> None:
         ToolSpec(f"tools[{number}]", tool.function.name, tool.function.description, tool.function.parameters)
         for number, tool in enumerate(body.tools or ())
     ]
-    options = {**options_of(call), **form, **tool_options(specs)}
+    options = {**options_of(call), **form, **tool_options(specs), **documents}
 
     def start(assistant: Assistant) -> Reply:
         return assistant.generate(messages, sampling, **options, **lora_options(lora, assistant))

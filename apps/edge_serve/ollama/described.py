@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge_serve.openai.described import Citation
+
 __all__ = ["Chat", "Embedded", "EmbeddedOne", "Error", "Generated", "Models", "Running", "Shown", "Version"]
 
 
@@ -63,6 +65,7 @@ class _End(_Described):
     eval_count: int | msgspec.UnsetType = msgspec.UNSET
     eval_duration: int | msgspec.UnsetType = msgspec.UNSET
     logprobs: list[TokenProbability] | msgspec.UnsetType = msgspec.UNSET
+    citations: list[Citation] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Chat(_End, kw_only=True):

@@ -32,11 +32,13 @@ async def generate(call: Call) -> None:
     body = await call.body(GenerateRequest, _REFUSED)
     if body.images:
         raise ApiError(400, "images: this model reads text only. Send the text of them.")
-    (sampling, lora), form = options_of_body(call, body), form_options(body)
+    (sampling, lora, documents), form = options_of_body(call, body), form_options(body)
     if not body.prompt:
         await load_or_unload(call, body, {"response": ""})
         return
-    prompt, options = body.prompt, {**options_of(call), **form}
+    if body.raw and documents:
+        raise ApiError(400, "docs: a raw prompt has no question to search for. Leave raw or docs out.", param="docs")
+    prompt, options = body.prompt, {**options_of(call), **form, **documents}
     messages = [*([Message("system", body.system)] if body.system else []), Message("user", prompt)]
 
     def start(assistant: Assistant) -> Reply:

@@ -10,6 +10,7 @@ import msgspec
 from edge.types import Sampling
 from edge_serve.asked import constraint_of
 from edge_serve.bodies import type_fault
+from edge_serve.documents import citations_field, docs_options
 from edge_serve.errors import ApiError
 from edge_serve.lora import AdapterScale
 from edge_serve.probabilities import listed, logprob_options
@@ -38,7 +39,8 @@ __all__ = [
 class Options(msgspec.Struct):
     """How tokens are chosen; `num_predict` is the longest reply, and below 0 sets no limit.
 
-    `lora` is not Ollama's: the adapters of this request. It is here, since Ollama's own clients send no other field.
+    `lora` and `docs` are not Ollama's: the adapters of this request, and the collections that it searches. They are here, since
+    Ollama's own clients send no other field.
     """
 
     temperature: float | None = None
@@ -54,6 +56,7 @@ class Options(msgspec.Struct):
     stop: str | list[str] | None = None
     num_predict: int | None = None
     lora: list[AdapterScale] | None = None
+    docs: str | list[str] | None = None
 
 
 class CommonRequest(msgspec.Struct, kw_only=True):
@@ -134,8 +137,10 @@ class ModelRequest(msgspec.Struct):
     verbose: bool | None = None
 
 
-def options_of_body(call: Call, body: CommonRequest) -> tuple[Sampling, list[AdapterScale] | None]:
-    """Return how tokens are chosen, and the adapters of the request. Options that nobody reads are named as ignored.
+def options_of_body(call: Call, body: CommonRequest) -> tuple[Sampling, list[AdapterScale] | None, dict[str, Any]]:
+    """Return how tokens are chosen, the adapters of the request, and the options of a reply that rests on documents.
+
+    Options that nobody reads are named as ignored.
 
     Raises:
         ApiError: a value is out of its range.
@@ -145,12 +150,13 @@ def options_of_body(call: Call, body: CommonRequest) -> tuple[Sampling, list[Ada
         options = msgspec.convert(given, Options)
     except msgspec.ValidationError as error:
         raise ApiError(400, f"The options are wrong: {type_fault(error)}.", code="invalid_type", param="options") from None
-    fields = {name: value for name, value in msgspec.structs.asdict(options).items() if name != "lora"}
+    fields = {name: value for name, value in msgspec.structs.asdict(options).items() if name not in ("lora", "docs")}
     limit = fields.pop("num_predict")
     fields["max_tokens"] = None if limit is None or limit < 0 else limit
     unknown = [name for name in given if not hasattr(options, name) and name.isidentifier() and name.isascii()]
     call.record.ignored += [f"options.{name[:40]}" for name in unknown[:20]]
-    return make_sampling(fields, {"max_tokens": "num_predict"}), options.lora
+    sampling = make_sampling(fields, {"max_tokens": "num_predict"})
+    return sampling, options.lora, docs_options(options.docs, call.service.settings.server.docs)
 
 
 def form_options(body: CommonRequest) -> dict[str, Any]:
@@ -188,6 +194,7 @@ def end_of(call: Call, found: Answer) -> dict[str, Any]:
         "prompt_eval_duration": int(timing.prefill_ms * 1e6),
         "eval_count": usage.n_generated,
         "eval_duration": int(timing.decode_ms * 1e6),
+        **citations_field(found.reply.citations),
     }
 
 

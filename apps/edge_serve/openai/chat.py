@@ -12,9 +12,9 @@ import msgspec
 from edge_serve.answers import Answer, answer, hold_model
 from edge_serve.asked import options_of
 from edge_serve.call import Call
+from edge_serve.documents import citations_field, citations_of, docs_options
 from edge_serve.errors import ApiError
 from edge_serve.lora import lora_options
-from edge_serve.openai.documents import citations_of, docs_options
 from edge_serve.openai.messages import messages_of
 from edge_serve.openai.options import chat_options
 from edge_serve.openai.probabilities import chat_form
@@ -83,8 +83,7 @@ def _choice(found: Answer, index: int, with_logprobs: bool) -> dict[str, Any]:
     if reply.tool_calls:
         message["tool_calls"] = [_tool_call(call) for call in reply.tool_calls]
         message["content"] = reply.text or None
-    if reply.citations:
-        message["citations"] = citations_of(reply.citations)
+    message |= citations_field(reply.citations)
     logprobs = chat_form(reply.logprobs) if with_logprobs else None
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": found.finish_reason(index)}
 

@@ -6,7 +6,19 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Chat", "Completion", "Count", "Detokenized", "Embeddings", "Error", "Model", "Models", "Response", "Tokenized"]
+__all__ = [
+    "Chat",
+    "Citation",
+    "Completion",
+    "Count",
+    "Detokenized",
+    "Embeddings",
+    "Error",
+    "Model",
+    "Models",
+    "Response",
+    "Tokenized",
+]
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -217,7 +229,7 @@ class ResponseUsage(_Described):
 
 
 class Response(_Described):
-    """A response; `output` has its items: messages, thoughts and calls."""
+    """A response; `output` has its items: messages, thoughts and calls. `citations` is this server's own (`docs`)."""
 
     id: str
     object: Literal["response"]
@@ -242,6 +254,7 @@ class Response(_Described):
     top_p: float | None
     truncation: str
     usage: ResponseUsage | None
+    citations: list[Citation] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Count(_Described):

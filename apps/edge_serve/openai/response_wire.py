@@ -79,6 +79,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     lora: list[AdapterScale] | None = None
+    docs: str | list[str] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     truncation: str | None = None

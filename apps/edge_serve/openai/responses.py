@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edge_serve.answers import Answer, answer, hold_model
 from edge_serve.asked import ToolSpec, constraint_of, options_of, tool_options
 from edge_serve.call import Call
+from edge_serve.documents import citations_field, docs_options
 from edge_serve.errors import ApiError
 from edge_serve.lora import lora_options
 from edge_serve.openai.response_stream import Writer, chunks, new_id
@@ -32,7 +33,7 @@ async def create(call: Call) -> None:
     body = await call.body(ResponsesRequest, _REFUSED)
     messages = messages_of_input(body)
     sampling = _sampling(body)
-    options = {**options_of(call), **_options(body)}
+    options = {**options_of(call), **_options(body), **docs_options(body.docs, call.service.settings.server.docs)}
 
     def start(assistant: Assistant) -> Reply:
         return assistant.generate(messages, sampling, **options, **lora_options(body.lora, assistant))
@@ -128,6 +129,7 @@ def _end(found: Answer, output: list[dict[str, Any]]) -> dict[str, Any]:
         "completed_at": int(time.time()) if is_whole else None,
         "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
         "output": output,
+        **citations_field(reply.citations),
         "usage": {
             "input_tokens": usage.n_prompt,
             "input_tokens_details": {"cached_tokens": usage.n_reused, "cache_write_tokens": 0},

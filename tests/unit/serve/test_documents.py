@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,53 @@ def test_a_stream_has_the_passages_before_the_text(running: Serving) -> None:
     assert kinds.count("citations") == 1
     assert kinds[0] == "citations"
     assert "red button" in json.dumps(deltas)
+
+
+MORE = {
+    "/v1/messages": {"model": "tiny", "messages": QUESTION, "max_tokens": 20},
+    "/v1/responses": {"input": QUESTION[0]["content"]},
+    "/api/chat": {"model": "tiny", "messages": QUESTION, "stream": False},
+    "/api/generate": {"model": "tiny", "prompt": QUESTION[0]["content"], "stream": False},
+}
+"""Bodies for the other protocols; Ollama's clients send `docs` among the options."""
+
+
+def with_docs(path: str, docs: Any, **fields: Any) -> dict[str, Any]:
+    named = {"options": {"docs": docs}} if path.startswith("/api") else {"docs": docs}
+    return {**MORE[path], **named, **fields}
+
+
+@pytest.mark.parametrize("path", MORE)
+def test_the_other_protocols_have_the_field(running: Serving, path: str) -> None:
+    status, headers, answer = running.post(path, with_docs(path, "manual"))
+    assert status == 200
+    assert "x-edge-ignored" not in headers
+    (found,) = answer["citations"]
+    assert (found["number"], found["collection"], found["file"]) == (1, "manual", "manual.txt")
+    assert "red button" in found["text"]
+    assert "citations" not in running.post(path, MORE[path])[2]
+    status, _, error = running.post(path, with_docs(path, "diary"))
+    assert status == 400
+    assert "diary" in json.dumps(error)
+
+
+@pytest.mark.parametrize("path", MORE)
+def test_the_streams_of_other_protocols_end_with_the_passages(running: Serving, path: str) -> None:
+    request = urllib.request.Request(
+        running.url + path, json.dumps(with_docs(path, ["manual"], stream=True)).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if "citations" in line and "red button" in line]
+    assert len(lines) == 1
+    last = json.loads(lines[0].removeprefix("data: "))
+    held = last.get("delta") or last.get("response") or last
+    assert held["citations"][0]["file"] == "manual.txt"
+
+
+def test_a_raw_prompt_has_no_question(running: Serving) -> None:
+    status, _, error = running.post("/api/generate", with_docs("/api/generate", "manual", raw=True))
+    assert status == 400
+    assert "raw" in error["error"]
 
 
 def test_a_server_without_documents_says_how_to_allow_some() -> None:

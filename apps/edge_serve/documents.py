@@ -1,4 +1,4 @@
-"""Documents, as this server's own: the field `docs` of a chat request, and `citations` of its answer.
+"""Documents, as this server's own in all protocols: the field `docs` of a request, and `citations` of its answer.
 
 Clients may name the collections that the operator allows (`server.docs`), and hear of no others, nor where files are.
 """
@@ -13,7 +13,7 @@ from edge_serve.errors import ApiError
 if TYPE_CHECKING:
     from edge.citations import Citation
 
-__all__ = ["citations_of", "docs_options"]
+__all__ = ["citations_field", "citations_of", "docs_options"]
 
 _MOST = 16
 
@@ -52,3 +52,8 @@ def citations_of(citations: Sequence[Citation]) -> list[dict[str, Any]]:
         }
         for one in citations
     ]
+
+
+def citations_field(citations: Sequence[Citation]) -> dict[str, Any]:
+    """Return the field with the passages of an answer, if it rests on some."""
+    return {"citations": citations_of(citations)} if citations else {}
