@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from edge.batch import Batch
 from edge.engine.generation import SharedPrompt
 from edge.errors import EdgeError, UsageError
 from edge.request import Request, RequestOptions
-from edge.scoring import ORDERS, classification_prompt, likeliest, ranking_prompt, scored
+from edge.scoring import ORDERS, ScoringWork, classification_prompt, in_order, likeliest, ranking_prompt, scored
 from edge.types import Message
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Judging:
         for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
             reply.wait()
             replies[number] = reply
-        return likeliest(choices, _in_order(replies))
+        return likeliest(choices, in_order(replies))
 
     async def achoose(
         self,
@@ -84,7 +83,7 @@ class Judging:
         async for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
             await reply
             replies[number] = reply
-        return likeliest(choices, _in_order(replies))
+        return likeliest(choices, in_order(replies))
 
     def score(
         self,
@@ -118,7 +117,7 @@ class Judging:
         """
         _check_order(by)
         replies = dict(self._score(prompt, choices, timeout_s, priority, cache, cache_namespace, chat=chat))
-        return scored(choices, _in_order(replies), by)
+        return scored(choices, in_order(replies), by)
 
     async def ascore(
         self,
@@ -136,7 +135,7 @@ class Judging:
         _check_order(by)
         running = self._score(prompt, choices, timeout_s, priority, cache, cache_namespace, chat=chat)
         replies = {number: reply async for number, reply in running}
-        return scored(choices, _in_order(replies), by)
+        return scored(choices, in_order(replies), by)
 
     def classify(
         self,
@@ -162,12 +161,7 @@ class Judging:
             UsageError: there is no label, two are the same, an example has another one, or an argument has the wrong type.
             EdgeError: the first error of a text.
         """
-        check_choices(labels)
-        if isinstance(texts, str):
-            raise UsageError("classify takes several texts, not one.", "Put it into a list: [text]")
-        if not all(label in labels for _, label in examples):
-            raise UsageError("An example has a label that is none of the labels.", "Give every example one of them.")
-        items = [(classification_prompt(text, labels, task, examples), labels) for text in texts]
+        items = _to_classify(texts, labels, task, examples)
         found = dict(self.score_batch(items, priority=priority, cache=cache, cache_namespace=cache_namespace))
         return [_or_raise(found[number]) for number in range(len(items))]
 
@@ -211,11 +205,15 @@ class Judging:
         cache: CacheHint | None = None,
         cache_namespace: str | None = None,
     ) -> list[Scored]:
-        """Classify as `classify` does, without blocking the event loop. Cancelling it does not stop what was begun."""
-        return await asyncio.to_thread(
-            self.classify, texts, labels, task=task, examples=examples,
-            priority=priority, cache=cache, cache_namespace=cache_namespace,
-        )  # fmt: skip
+        """Classify as `classify` does, without blocking the event loop. Cancelling it stops what runs."""
+        items = _to_classify(texts, labels, task, examples)
+        request = _scoring_request(None, priority, cache)
+        work = ScoringWork(items, "sum", request, lambda prompt: self._scorable(prompt, chat=True))
+        found: dict[int, Scored | EdgeError] = {}
+        async for key, reply in self._score_batch(work, self._n_filled, cache_namespace):
+            found.update(work.add(key, reply))
+        found.update(work.rest())
+        return [_or_raise(found[number]) for number in range(len(items))]
 
     async def arank(
         self,
@@ -262,54 +260,21 @@ class Judging:
             BackendError: the assistant is closed, or was loaded in another process.
         """
         _check_order(by)
-        n_running = _FILLED * self._turns.n_seq if n_at_once is None else check_number("n_at_once", n_at_once)
-        return self._score_batch(items, by, _scoring_request(None, priority, cache), n_running, cache_namespace, chat=chat)
+        n_running = self._n_filled if n_at_once is None else check_number("n_at_once", n_at_once)
+        work = ScoringWork(items, by, _scoring_request(None, priority, cache), lambda prompt: self._scorable(prompt, chat=chat))
+        return self._scored_items(work, n_running, cache_namespace)
 
-    def _score_batch(
-        self,
-        items: Iterable[tuple[str | Prompt, Sequence[str]]],
-        by: Order,
-        request: Request,
-        n_running: int,
-        cache_namespace: str | None,
-        *,
-        chat: bool,
+    def _scored_items(
+        self, work: ScoringWork, n_running: int, cache_namespace: str | None
     ) -> Iterator[tuple[int, Scored | EdgeError]]:
-        """Yield as `score_batch` says."""
-        refused: list[tuple[int, EdgeError]] = []
-        places: dict[int, tuple[int, int]] = {}  # of what runs: number of the item, and of its continuation
-        waiting: dict[int, tuple[Sequence[str], dict[int, Reply]]] = {}
+        for key, reply in self._score_batch(work, n_running, cache_namespace):
+            yield from work.add(key, reply)
+        yield from work.rest()
 
-        def pairs() -> Iterator[tuple[int, tuple[str | list[Message], Request]]]:
-            key = 0
-            for number, (prompt, choices) in enumerate(items):
-                try:
-                    check_choices(choices)
-                    found = self._scorable(prompt, chat=chat)
-                except UsageError as error:
-                    refused.append((number, error))
-                    continue
-                waiting[number] = choices, {}
-                shared = SharedPrompt()
-                for index, choice in enumerate(choices):
-                    places[key] = number, index
-                    yield key, (found, replace(request, answer=choice, shared=shared))
-                    key += 1
-
+    def _score_batch(self, work: ScoringWork, n_running: int, cache_namespace: str | None) -> Batch:
+        """Return the continuations of the work as a batch, for `for` and `async for`."""
         self._turns.check_open()
-        for key, reply in Batch(pairs(), lambda pair: self._answer(pair[0], pair[1], cache_namespace), n_running):
-            number, index = places.pop(key)
-            choices, replies = waiting[number]
-            replies[index] = reply
-            if len(replies) == len(choices):
-                del waiting[number]
-                try:
-                    yield number, scored(choices, _in_order(replies), by)
-                except EdgeError as error:
-                    yield number, error
-            while refused:
-                yield refused.pop(0)
-        yield from refused
+        return Batch(work.pairs(), lambda pair: self._answer(pair[0], pair[1], cache_namespace), n_running)
 
     def _score(
         self,
@@ -333,7 +298,12 @@ class Judging:
             return self._answer(found, replace(request, answer=choice, timeout_s=left_s), cache_namespace)
 
         self._turns.check_open()
-        return Batch(enumerate(choices), start, _FILLED * self._turns.n_seq)
+        return Batch(enumerate(choices), start, self._n_filled)
+
+    @property
+    def _n_filled(self) -> int:
+        """Continuations at work or waiting at the same time, unless told otherwise."""
+        return _FILLED * self._turns.n_seq
 
     def _scorable(self, prompt: str | Prompt, *, chat: bool) -> str | list[Message]:
         """Return the prompt of continuations: messages, or a text as it is."""
@@ -374,9 +344,16 @@ def _or_raise(found: Scored | EdgeError) -> Scored:
     return found
 
 
-def _in_order(replies: Mapping[int, Reply]) -> list[Reply]:
-    """Return the replies by the numbers of their choices; they come as they are ready."""
-    return [replies[number] for number in sorted(replies)]
+def _to_classify(
+    texts: Sequence[str], labels: Sequence[str], task: str, examples: Sequence[tuple[str, str]]
+) -> list[tuple[str, Sequence[str]]]:
+    """Return a prompt and its continuations for each text."""
+    check_choices(labels)
+    if isinstance(texts, str):
+        raise UsageError("classify takes several texts, not one.", "Put it into a list: [text]")
+    if not all(label in labels for _, label in examples):
+        raise UsageError("An example has a label that is none of the labels.", "Give every example one of them.")
+    return [(classification_prompt(text, labels, task, examples), labels) for text in texts]
 
 
 def _scoring_request(timeout_s: float | None, priority: Priority, cache: CacheHint | None) -> Request:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from edge.types import Chosen, TokenLogprob
+from edge.arguments import check_choices
+from edge.engine.generation import SharedPrompt
+from edge.errors import EdgeError, UsageError
+from edge.types import Chosen, Message, TokenLogprob
 
 if TYPE_CHECKING:
     from edge.reply import Reply
+    from edge.request import Request
 
-__all__ = ["ORDERS", "ChoiceScore", "Order", "Scored", "classification_prompt", "likeliest", "ranking_prompt", "scored"]
+__all__ = [
+    "ORDERS",
+    "ChoiceScore",
+    "Order",
+    "Scored",
+    "ScoringWork",
+    "classification_prompt",
+    "in_order",
+    "likeliest",
+    "ranking_prompt",
+    "scored",
+]
 
 Order: TypeAlias = Literal["sum", "mean"]
 ORDERS: tuple[Order, ...] = ("sum", "mean")
@@ -93,6 +108,69 @@ class Scored:
 
     def _value(self, choice: ChoiceScore) -> float:
         return choice.total if self.by == "sum" else choice.mean
+
+
+class ScoringWork:
+    """Many prompts with their continuations, as pairs for a `Batch`, and their scores from the replies to those.
+
+    Args:
+        items: a prompt and its continuations each; read as it goes.
+        by: see `Scored`.
+        request: what every continuation is scored with.
+        read: returns the prompt of an item as it is scored; raises UsageError for one that cannot be.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[tuple[Any, Sequence[str]]],
+        by: Order,
+        request: Request,
+        read: Callable[[Any], str | list[Message]],
+    ) -> None:
+        self._items, self._by, self._request, self._read = items, by, request, read
+        self._refused: list[tuple[int, EdgeError]] = []
+        self._places: dict[int, tuple[int, int]] = {}  # of what runs: number of the item, and of its continuation
+        self._waiting: dict[int, tuple[Sequence[str], dict[int, Reply]]] = {}
+
+    def pairs(self) -> Iterator[tuple[int, tuple[str | list[Message], Request]]]:
+        """Yield a key for each continuation, with its prompt and request."""
+        key = 0
+        for number, (prompt, choices) in enumerate(self._items):
+            try:
+                check_choices(choices)
+                found = self._read(prompt)
+            except UsageError as error:
+                self._refused.append((number, error))
+                continue
+            self._waiting[number] = choices, {}
+            shared = SharedPrompt()
+            for index, choice in enumerate(choices):
+                self._places[key] = number, index
+                yield key, (found, replace(self._request, answer=choice, shared=shared))
+                key += 1
+
+    def add(self, key: int, reply: Reply) -> Iterator[tuple[int, Scored | EdgeError]]:
+        """Take the reply of a continuation, which is over; yield items that are ready now: number, and scores or error."""
+        number, index = self._places.pop(key)
+        choices, replies = self._waiting[number]
+        replies[index] = reply
+        if len(replies) == len(choices):
+            del self._waiting[number]
+            try:
+                yield number, scored(choices, in_order(replies), self._by)
+            except EdgeError as error:
+                yield number, error
+        yield from self.rest()
+
+    def rest(self) -> Iterator[tuple[int, EdgeError]]:
+        """Yield the items that were refused since, with their errors."""
+        while self._refused:
+            yield self._refused.pop(0)
+
+
+def in_order(replies: Mapping[int, Reply]) -> list[Reply]:
+    """Return the replies by the numbers of their choices; they come as they are ready."""
+    return [replies[number] for number in sorted(replies)]
 
 
 def scored(choices: Sequence[str], replies: Sequence[Reply], by: Order) -> Scored:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -195,6 +198,31 @@ async def test_texts_are_classified_and_items_are_ranked() -> None:
         for wrong in ({"texts": "one"}, {"labels": []}, {"examples": [("a", "else")]}):
             with pytest.raises(UsageError):
                 assistant.classify(**{"texts": ["a"], "labels": ["good", "bad"], **wrong})  # type: ignore[arg-type]
+
+
+async def test_classifying_that_is_cancelled_stops_what_runs() -> None:
+    passes: list[int] = []
+    has_begun = threading.Event()
+
+    class Slow(FakeBackend):
+        def prefill(self, seq: Any, tokens: Any, *rest: Any, **options: Any) -> Any:
+            passes.append(len(tokens))
+            has_begun.set()
+            time.sleep(0.01)
+            return super().prefill(seq, tokens, *rest, **options)
+
+    n_texts = 200
+    with Assistant(Slow(n_seq=2, n_ctx=4096)) as assistant:
+        work = asyncio.create_task(assistant.aclassify([f"{number} is a text" for number in range(n_texts)], ["good", "bad"]))
+        assert await asyncio.to_thread(has_begun.wait, 30)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        before = -1
+        while before != len(passes):  # until nothing runs any more
+            before = len(passes)
+            await asyncio.sleep(0.3)
+        assert before < n_texts, "cancelling left the texts running"
 
 
 @pytest.mark.parametrize("wrong", [{"by": "best"}, {"by": None}, {"n_at_once": 0}])
