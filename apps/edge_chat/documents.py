@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.citations import RECORD_KEY, Citation, read_citations
+from edge.citations import RECORD_KEY, read_citations
 from edge_chat import format as fmt
 from edge_chat.commands import Completion
 
 if TYPE_CHECKING:
     from edge.conversation import Node
 
-__all__ = ["editor_at", "is_mention", "propose_docs", "said_about", "take_docs", "with_docs"]
+__all__ = ["is_mention", "propose_docs", "said_about", "take_docs", "with_docs"]
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 _MENTION = re.compile(rf"(?<!\S)@docs(?::({_NAME}))?(?![\w:/.-]*[\w/])")
 _WORD = re.compile(rf"docs(?::{_NAME})?[.,;:!?)\]}}']*")
-
-# Editors that open a file at a line, and how.
-_PLUS_LINE = {"nano", "vi", "vim", "nvim", "gvim", "emacs", "emacsclient", "micro", "kak", "joe", "ne", "mg", "ed"}
-_COLON_LINE = {"hx", "helix", "subl", "zed"}
-_GO_TO = {"code", "codium", "code-insiders", "cursor"}
 
 
 def take_docs(text: str) -> tuple[str, list[str]]:
@@ -84,16 +78,3 @@ def said_about(record: Mapping[str, object]) -> str:
     if not n_passages:
         return "Documents: nothing was found"
     return f"Documents: {fmt.plural(n_passages, 'passage')}" + (f" of {names}" if names else "")
-
-
-def editor_at(command: Sequence[str], citation: Citation) -> list[str]:
-    """Return the command line that opens a passage in an editor, at its line where the editor is known to take one."""
-    editor, path = os.path.basename(command[0]).removesuffix(".exe"), citation.document  # noqa: PTH119 (no file)
-    line = citation.lines[0] if citation.lines is not None else 1
-    if editor in _PLUS_LINE:
-        return [*command, f"+{line}", path]
-    if editor in _COLON_LINE:
-        return [*command, f"{path}:{line}"]
-    if editor in _GO_TO:
-        return [*command, "-g", f"{path}:{line}"]
-    return [*command, path]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shlex
 import shutil
 import signal
@@ -18,11 +19,15 @@ from pathlib import Path
 from edge.errors import UsageError
 from edge_chat.attachments import why
 
-__all__ = ["Edited", "Editor", "editor_command"]
+__all__ = ["Edited", "Editor", "editor_at", "editor_command"]
 
 _EDITORS = ("nano", "vim", "vi")
 _NAME = "message.md"
 _RESCUED = f"{_NAME}.save"  # where nano puts a text that is not saved when it is told to end
+# Editors that open a file at a line, and how.
+_PLUS_LINE = {"nano", "vi", "vim", "nvim", "gvim", "emacs", "emacsclient", "micro", "kak", "joe", "ne", "mg", "ed"}
+_COLON_LINE = {"hx", "helix", "subl", "zed"}
+_GO_TO = {"code", "codium", "code-insiders", "cursor"}
 _END_S = 3.0  # for saving; editors that need longer are killed
 
 
@@ -39,6 +44,18 @@ def editor_command(environ: Mapping[str, str], find: Callable[[str], str | None]
         raise UsageError(
             f"$VISUAL or $EDITOR is {text!r}, which is not a valid command ({error}).", "Correct the variable."
         ) from None
+
+
+def editor_at(command: Sequence[str], path: str, line: int) -> list[str]:
+    """Return the command line that opens a file in an editor, at the line where the editor is known to take one."""
+    editor = os.path.basename(command[0]).removesuffix(".exe")  # noqa: PTH119 (no file)
+    if editor in _PLUS_LINE:
+        return [*command, f"+{line}", path]
+    if editor in _COLON_LINE:
+        return [*command, f"{path}:{line}"]
+    if editor in _GO_TO:
+        return [*command, "-g", f"{path}:{line}"]
+    return [*command, path]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,12 +109,12 @@ def update(app: App, collection: str, as_json: bool, **options: Any) -> int:
 def watch(app: App, collection: str, interval: float) -> int:
     """Keep a collection as its files are, until Ctrl-C."""
     from edge.documents import watch as watch_collection
-    from edge.documents.base import path_text
+    from edge.documents.base import shown_path
 
     settings = app.settings()
     with _Loader(app, settings) as loader, _open(settings, _existing(app, collection), loader.load) as found:
-        listed = ", ".join(path_text(path) for path in found.info.sources) or "nothing: edge docs add PATH"
-        output.note(f"Watching {output.plain(listed)}")
+        listed = ", ".join(shown_path(path) for path in found.info.sources) or "nothing: edge docs add PATH"
+        output.note(f"Watching {listed}")
         try:
             watch_collection(found, interval_s=interval, on_change=listing.show_report)
         except KeyboardInterrupt:
@@ -211,6 +210,7 @@ def show(app: App, citation: str, collection: str, is_opened: bool, as_json: boo
 
     The name may be a path, or the end of one. Without a place all passages of the document are shown.
     """
+    from edge.documents.base import shown_path
     from edge.documents.places import find_place
 
     settings = app.settings()
@@ -223,11 +223,11 @@ def show(app: App, citation: str, collection: str, is_opened: bool, as_json: boo
         return 0
     listing.show_passages(passages)
     try:
-        has_changed = document.path.stat().st_mtime != document.modified
+        has_changed = document.path.stat().st_mtime_ns / 1e9 != document.modified
     except OSError:
         has_changed = True
     if has_changed:
-        output.note(f"{document.path} has changed since it was read, or is gone: edge docs update")
+        output.note(f"{shown_path(document.path)} has changed since it was read, or is gone: edge docs update")
     return 0
 
 
@@ -363,11 +363,28 @@ def _is_agreed(name: str, n_documents: int) -> bool:
 
 
 def _open_file(document: Document, passages: list[Passage]) -> int:
-    """Open a file at its first passage."""
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
+    """Open a file at its first passage.
+
+    Raises:
+        UsageError: the file is gone, or the editor cannot be started.
+    """
+    from edge.documents.base import shown_path
+    from edge.errors import UsageError
+    from edge_chat.editor import editor_at, editor_command
+
+    shown = shown_path(document.path)
+    if not document.path.is_file():
+        raise UsageError(
+            f"There is no file {shown} any more.", "edge docs show shows the passage; edge docs update forgets it."
+        )
     line = passages[0].lines[0] if passages[0].lines else None
-    if line is not None and editor:
-        return subprocess.run([*shlex.split(editor), f"+{line}", str(document.path)], check=False).returncode
+    if line is not None and (os.environ.get("VISUAL") or os.environ.get("EDITOR")):
+        command = editor_at(editor_command(os.environ), str(document.path), line)
+        try:
+            return subprocess.run(command, check=False).returncode
+        except OSError as error:
+            hint = "Set $VISUAL or $EDITOR to an editor that is installed."
+            raise UsageError(f"The editor {command[0]!r} cannot be started ({error.strerror}).", hint) from None
     page = f" at page {passages[0].page}" if passages[0].page else ""
-    output.note(f"Opening {document.path}{page}")
+    output.note(f"Opening {shown}{page}")
     return click.launch(str(document.path))

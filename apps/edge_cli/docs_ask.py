@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,15 +85,17 @@ def ask(app: App, question: tuple[str, ...], names: tuple[str, ...], **options: 
 
 def location(citation: Citation) -> str:
     """Return where a passage is, as terminals and editors open it: a path, relative to here if it is below, and the line."""
+    from edge.documents.base import shown_path
+
     path = Path(citation.document)
     with contextlib.suppress(ValueError, OSError):
         path = path.relative_to(Path.cwd())
-    where = os.fspath(path)
+    where = shown_path(path)
     if citation.page is not None:
         where += f", page {citation.page}"
     elif citation.lines is not None:
         where += f":{citation.lines[0]}"
-    return output.plain(" ".join(where.split()))
+    return where
 
 
 def listed(citation: Citation, *, is_cited: bool) -> str:
@@ -119,7 +120,7 @@ def _show_result(assistant: Assistant, reply: Reply, *, as_lines: bool) -> None:
     result |= {
         "text": reply.text,
         "is_found": bool(reply.citations),
-        "citations": [{**dataclasses.asdict(one), "place": one.place, "is_cited": one in cited} for one in reply.citations],
+        "citations": [{**_citation(one), "is_cited": one in cited} for one in reply.citations],
         "finish_reason": reply.finish_reason,
         "model": assistant.model_name,
         "usage": {**dataclasses.asdict(usage), "n_computed": usage.n_computed},
@@ -127,3 +128,9 @@ def _show_result(assistant: Assistant, reply: Reply, *, as_lines: bool) -> None:
         "notices": [*assistant.notices, *reply.notices],
     }
     output.json_object(result, compact=as_lines)
+
+
+def _citation(one: Citation) -> dict[str, Any]:
+    from edge.documents.base import path_text
+
+    return {**dataclasses.asdict(one), "document": path_text(Path(one.document)), "place": one.place}

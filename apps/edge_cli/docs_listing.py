@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from edge.documents.base import path_text
+from edge.documents.base import path_text, shown_path
 from edge.units import plural, size_text
 from edge_cli import output
 from edge_cli.conversations_listing import time_text
@@ -30,7 +30,7 @@ _MOST_SKIPPED = 12
 def document_row(document: Document) -> tuple[str, ...]:
     """Return a line of the list of documents."""
     changed = time_text(document.modified, time.time())
-    return changed, document.kind, size_text(document.size_bytes), f"{document.n_passages:,}", path_text(document.path)
+    return changed, document.kind, size_text(document.size_bytes), f"{document.n_passages:,}", shown_path(document.path)
 
 
 def document_json(document: Document, collection: str) -> dict[str, Any]:
@@ -108,12 +108,12 @@ def show_report(report: AddReport) -> None:
     output.note(f"{', '.join(parts)}; {plural(report.n_passages, 'passage')} in the collection.")
     if len(report.skipped) <= _MOST_SKIPPED:
         for one in report.skipped:
-            output.note(f"  skipped {path_text(one.path)}: {one.reason}")
+            output.note(f"  skipped {shown_path(one.path)}: {one.reason}")
         return
     reasons = Counter(one.reason for one in report.skipped)
     for why, number in reasons.most_common(_MOST_SKIPPED):
         example = next(one.path for one in report.skipped if one.reason == why)
-        output.note(f"  skipped {number:,}, such as {path_text(example)}: {why}")
+        output.note(f"  skipped {number:,}, such as {shown_path(example)}: {why}")
     output.note("  --json lists them all.")
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_COLLECTION", "NAME_PATTERN", "AddProgress", "AddReport", "Block", "CollectionInfo", "Document", "How",
-    "LoadEmbedder", "OnAdd", "Passage", "Skipped", "path_text",
+    "LoadEmbedder", "OnAdd", "Passage", "Skipped", "path_text", "shown_path",
 ]  # fmt: skip
 
 DEFAULT_COLLECTION = "docs"
@@ -27,6 +27,12 @@ How = Literal["hybrid", "words", "meaning"]
 def path_text(path: Path) -> str:
     """Return a path as text that can be written anywhere: bytes that are not UTF-8 become "\\xff"."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as a line for a terminal: what does not print, such as a line end or an escape, becomes "\\n", "\\x1b"."""
+    text = path_text(path)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class Passage:
     @property
     def citation(self) -> str:
         """File name and place: "guide.md:12-18", "manual.pdf, page 4"."""
-        name = path_text(Path(self.document.name))
+        name = shown_path(Path(self.document.name))
         if self.page is not None:
             return f"{name}, page {self.page}"
         if self.lines is None:

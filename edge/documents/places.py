@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.documents.base import Document, Passage
+from edge.documents.base import Document, Passage, shown_path
 from edge.documents.collection import Collection
 from edge.errors import UsageError
 
@@ -61,12 +62,14 @@ def find_place(collection: Collection, text: str) -> tuple[Document, list[Passag
     if not matching:
         raise UsageError(f"No document of {collection.name} is called {place.name[:200]!r}.", "edge docs ls lists them.")
     if len(matching) > 1:
-        named = ", ".join(str(document.path) for document in matching[:_MOST_NAMED])
+        named = ", ".join(shown_path(document.path) for document in matching[:_MOST_NAMED])
         raise UsageError(f"{len(matching)} documents are called {place.name[:200]!r}: {named}.", "Give more of the path.")
     document = matching[0]
     passages = [one for one in collection.passages(document.document_id) if _is_there(one, place)]
     if not passages:
-        raise UsageError(f"{document.path} has no passage at {text[len(place.name) :].strip(' ,:#')}.", "Give the name alone.")
+        raise UsageError(
+            f"{shown_path(document.path)} has no passage at {text[len(place.name) :].strip(' ,:#')}.", "Give the name alone."
+        )
     return document, passages
 
 
@@ -74,7 +77,12 @@ def _named(documents: list[Document], name: str) -> list[Document]:
     path = Path(name).expanduser()
     exact = [document for document in documents if document.path in (path, path.absolute())]
     n_parts = len(path.parts)
-    return exact or [document for document in documents if document.path.parts[-n_parts:] == path.parts]
+    found = exact or [document for document in documents if document.path.parts[-n_parts:] == path.parts]
+    if found or not name:
+        return found
+    return [
+        one for one in documents if f"{os.sep}{shown_path(one.path)}".endswith(f"{os.sep}{name}")
+    ]  # as a citation writes it
 
 
 def _is_there(passage: Passage, place: Place) -> bool:

@@ -13,8 +13,7 @@ from edge.errors import UsageError
 from edge_chat import format as fmt
 from edge_chat.actions.writing import suspended
 from edge_chat.commands import Completion
-from edge_chat.documents import editor_at
-from edge_chat.editor import editor_command
+from edge_chat.editor import editor_at, editor_command
 from edge_chat.widgets.passages import Passages
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ async def open_passage(screen: ChatScreen, argument: str) -> None:
         return
     from textual.app import SuspendNotSupported
 
-    command = editor_at(editor_command(os.environ), citation)
+    command = editor_at(editor_command(os.environ), citation.document, citation.lines[0])
     try:
         with suspended(screen.app):
             await asyncio.to_thread(subprocess.run, command, check=False)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from edge.backends.fake import FakeBackend
-from edge.citations import Citation
 from edge.documents import Collection
 from edge_chat.attachments import find_mentions
-from edge_chat.documents import editor_at, is_mention, propose_docs, take_docs
+from edge_chat.documents import is_mention, propose_docs, take_docs
+from edge_chat.editor import editor_at
 from edge_chat.widgets.fold import Fold
 from edge_chat.widgets.passages import Passages
 from tests.chat_app import enter, fake_app, say, settle
@@ -86,7 +86,7 @@ def test_collections_are_proposed(folder: Path) -> None:
     ],
 )
 def test_editors_open_at_the_line(command: list[str], line: list[str]) -> None:
-    assert editor_at(command, Citation(1, "/x/a.md", "text", lines=(7, 9))) == line
+    assert editor_at(command, "/x/a.md", 7) == line
 
 
 async def test_an_answer_shows_its_passages_folded(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -162,13 +163,46 @@ def test_watch_follows_until_it_is_stopped(call: Call, files: Path, monkeypatch:
 
 
 def test_a_file_opens_at_its_line(call: Call, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    editor = tmp_path / "editor"
+    editor = tmp_path / "vim"
     editor.write_text(f"#!{sys.executable}\nimport sys; open({str(tmp_path / 'said')!r}, 'w').write(' '.join(sys.argv[1:]))\n")
     editor.chmod(0o755)
     monkeypatch.setenv("VISUAL", f"{editor} --wait")
     call("docs", "add", "--words", ".", app=APP)
     assert call("docs", "show", "guide.md:12", "--open", app=APP).code == 0
     assert (tmp_path / "said").read_text() == f"--wait +1 {files}/guide.md"
+
+
+@pytest.mark.parametrize("editor", ["/no/such/editor", "vim 'unclosed"])
+def test_an_editor_that_cannot_be_started_is_an_error_with_its_name(
+    call: Call, files: Path, monkeypatch: pytest.MonkeyPatch, editor: str
+) -> None:
+    monkeypatch.setenv("VISUAL", editor)
+    call("docs", "add", "--words", ".", app=APP)
+    found = call("docs", "show", "guide.md:12", "--open", app=APP)
+    assert found.code == 2
+    assert editor in found.err
+    (files / "guide.md").unlink()
+    assert "any more" in call("docs", "show", "guide.md:12", "--open", app=APP).err
+
+
+@pytest.mark.parametrize(
+    "name", [b"f\xff.txt", b"two\nlines.txt", b"x\x1b[31m\x1b]0;title\x07.txt", b"two  blanks 'and' \"quotes\".txt"]
+)
+def test_odd_names_are_one_harmless_line_that_finds_them_again(call: Call, files: Path, name: bytes) -> None:
+    try:
+        Path(os.fsdecode(name)).write_text("odd kangaroo")
+        (files / (os.fsdecode(name) + ".bin")).write_bytes(bytes(range(256)))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    added = call("docs", "add", "--words", ".", app=APP)
+    assert added.code == 0
+    assert "\x1b" not in added.err and "skipped" in added.err
+    place = call("docs", "search", "kangaroo", app=APP).out.partition("  ")[0] if b"  " not in name else os.fsdecode(name)
+    assert "\n" not in place and place.isprintable()
+    shown = call("docs", "show", place, app=APP)
+    assert "odd kangaroo" in shown.out
+    assert "changed" not in shown.err
+    assert "\x1b" not in shown.out + call("docs", "ls", app=APP).out
 
 
 def test_names_of_collections_are_completed(call: Call, files: Path) -> None:
@@ -180,8 +214,6 @@ def test_names_of_collections_are_completed(call: Call, files: Path) -> None:
 
 
 def test_a_name_that_is_not_unicode_is_listed(call: Call, files: Path) -> None:
-    import os
-
     try:
         Path(os.fsdecode(b"f\xff.txt")).write_text("odd kettle")
     except OSError:
