@@ -161,8 +161,9 @@ class Collection:
         vector = None if how == "words" else self._meaning.of_query(query, is_required=how == "meaning")
         n_pool = max(_POOL, 4 * k)
         with self._db.read() as connection:
-            by_words = [] if how == "meaning" else search_words(connection, query, n_pool, is_alone=vector is None)
             by_meaning = [] if vector is None else self._meaning.nearest(connection, vector, n_pool)
+            is_alone = not by_meaning  # also while no passage has its vector yet
+            by_words = [] if how == "meaning" else search_words(connection, query, n_pool, is_alone=is_alone)
             if how == "hybrid" and vector is not None:
                 ranked = fuse([[number for number, _ in by_words], [number for number, _ in by_meaning]])
             else:

@@ -55,6 +55,16 @@ def test_a_heading_is_part_of_the_meaning(tmp_path: Path) -> None:
         assert collection.search("physician", how="meaning")[0].heading == "Car > Doctor"
 
 
+def test_a_common_word_is_found_while_there_are_no_vectors_yet(tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text(f"The automobile {number} is in the garage.")
+    with open_one(tmp_path, concept_embedder()) as collection:
+        with pytest.raises(CancelledError):
+            collection.add([tmp_path / f"{number}.txt" for number in range(8)], lambda progress: progress.phase != "embed")
+        assert collection.info.n_vectors == 0
+        assert len(collection.search("automobile", 8)) == 8
+
+
 def test_vectors_that_are_missing_are_computed_later(tmp_path: Path, texts: Path) -> None:
     def stop(progress: AddProgress) -> bool:
         return progress.phase != "embed"
