@@ -9,7 +9,7 @@ model_host.py   the loaded model; offers.py, the models to choose from
 table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py
 signals.py      the window's title, and notices
 pages.py        help, statistics, context, plan; wording.py and format.py, texts
-voice.py        speech: what is said fills the message box, replies are spoken
+voice.py        speech: what is said fills the message box, replies are spoken; voice_opening.py fetches and measures first
 meter.py        tokens of the message being written; read_ahead.py, its prefill
 markup/         Markdown, formulas and tables as lines of text; knows no screen
 terminal.py     bytes, pastes, signals and the end of the terminal; editor.py, the user's editor

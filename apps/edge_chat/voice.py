@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from edge.errors import EdgeError
+from edge_chat.voice_opening import VoiceOpening, open_line
 from edge_chat.widgets.voice_bar import VoiceState
 from edge_voice import events
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from edge_voice.events import VoiceEvent
     from edge_voice.line import Line
 
-    OpenLine: TypeAlias = Callable[[Settings, Callable[[VoiceEvent], None], Callable[[str], None]], Line]
+    OpenLine: TypeAlias = Callable[[Settings, Callable[[VoiceEvent], None], Callable[[str], None], VoiceOpening], Line]
 
 __all__ = ["VoiceDesk"]
 
@@ -39,8 +40,7 @@ class VoiceDesk:
     """Voice on one chat screen.
 
     Attributes:
-        open_line: makes the line, of (settings, taker of events, called when a reply was spoken to its end); blocks while
-            models are loaded.
+        open_line: makes the line, as `edge_chat.voice_opening.open_line`, from which tests differ.
         state: what the bar shows.
     """
 
@@ -48,11 +48,12 @@ class VoiceDesk:
         self._screen = screen
         self._line: Line | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._attempt: VoiceOpening | None = None  # of `_opening`, while that runs
         self._typed = ""  # in the message box before speech began
         self._run: ReplyRun | None = None  # being spoken
         self._cutting: asyncio.Task[None] | None = None
         self._unheard: _Unheard | None = None
-        self.open_line: OpenLine = _open_line
+        self.open_line: OpenLine = open_line
         self.state = VoiceState()
 
     @property
@@ -72,10 +73,7 @@ class VoiceDesk:
             await self.close()
             return
         if self._line is None:
-            self._show(VoiceState(phase="opening"))
-            if self._opening is None or self._opening.done():
-                self._opening = asyncio.create_task(self._open())
-            await asyncio.shield(self._opening)
+            await self._open_once()
         if self._line is not None:
             if hands_free is not None:
                 self._line.hands_free = hands_free
@@ -98,7 +96,7 @@ class VoiceDesk:
         """Stop speaking and listening, as Esc does, and return whether there was either. The text of the reply stays."""
         line = self._line
         if line is None:
-            return False
+            return self._cancel_opening()
         was_busy = line.mouth.is_speaking or (self.state.is_listening and not line.hands_free)
         line.mouth.stop()
         self._run = None
@@ -110,6 +108,7 @@ class VoiceDesk:
 
     async def close(self) -> None:
         """Turn voice off, and free the devices."""
+        self._cancel_opening()
         if self._opening is not None:
             await asyncio.wait([self._opening])
         line, self._line = self._line, None
@@ -130,7 +129,40 @@ class VoiceDesk:
 
     # Events
 
-    async def _open(self) -> None:
+    async def _open_once(self) -> None:
+        """Open the line, or wait until an attempt that runs has done so."""
+        if self._opening is not None and not self._opening.done() and self._attempt is None:
+            await asyncio.wait([self._opening])  # it was cancelled, and ends soon
+        if self._opening is None or self._opening.done():
+            self._show(VoiceState(phase="opening"))
+            self._attempt = self._new_attempt()
+            self._opening = asyncio.create_task(self._open(self._attempt))
+        await asyncio.shield(self._opening)
+
+    def _new_attempt(self) -> VoiceOpening:
+        loop, host = asyncio.get_running_loop(), self._screen.app.host
+
+        def show(step: str) -> None:
+            if self._attempt is attempt and self._screen.is_attached:
+                self._show(VoiceState(phase="opening", step=step))
+
+        def say(step: str) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(show, step)
+
+        attempt = VoiceOpening(say, lambda: host.state.phase == "loading")
+        return attempt
+
+    def _cancel_opening(self) -> bool:
+        """Give up opening the line, and return whether it was being opened."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is None:
+            return False
+        attempt.cancel()
+        self._show(VoiceState())
+        return True
+
+    async def _open(self, attempt: VoiceOpening) -> None:
         loop = asyncio.get_running_loop()
 
         def take(event: VoiceEvent) -> None:
@@ -138,10 +170,17 @@ class VoiceDesk:
                 loop.call_soon_threadsafe(self._take, event)
 
         try:
-            self._line = await asyncio.to_thread(self.open_line, self._screen.app.settings, take, self._spoken_in(loop))
+            line = await asyncio.to_thread(self.open_line, self._screen.app.settings, take, self._spoken_in(loop), attempt)
         except EdgeError:
+            if attempt.is_cancelled:
+                return  # `_cancel_opening` has shown that
+            self._attempt = None
             self._show(VoiceState())
             raise
+        if attempt.is_cancelled:
+            await asyncio.to_thread(line.close)
+            return
+        self._attempt, self._line = None, line
         self._show(VoiceState(phase="ready"))
 
     def _take(self, event: VoiceEvent) -> None:
@@ -245,10 +284,3 @@ class VoiceDesk:
 
 def _joined(typed: str, said: str) -> str:
     return f"{typed} {said}" if typed else said
-
-
-def _open_line(settings: Settings, take: Callable[[VoiceEvent], None], on_spoken: Callable[[str], None]) -> Line:
-    from edge_voice.line import Line
-    from edge_voice.opening import open_stages
-
-    return Line(open_stages(settings), settings.voice, take, on_spoken=on_spoken)

@@ -69,7 +69,8 @@ def chat(
 
     Conversations are saved; the last line, when you leave, is the command that opens this one again. F1 or /help shows the
     commands and keys. With --voice, F5 listens and the replies are spoken. If several engines can run the model, the first
-    start compares them, for at most a minute; Ctrl-C skips it, and the setting engine.measure turns it off.
+    start compares them, for at most a minute; Ctrl-C skips it, and the setting engine.measure turns it off. The first --voice
+    fetches its models (about 160 MB), which Esc cancels.
     """
     from edge.errors import EdgeError, UsageError
 

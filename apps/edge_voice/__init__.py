@@ -6,7 +6,8 @@ registry.py  the stages by the names that settings use
 sessions.py  ONNX models, opened so that they leave the processor to the language model
 ear.py       the listening half: sound to messages; segments.py, where speech begins and ends; transcriber.py, its thread
 mouth.py     the speaking half: replies to sound; heard.py, how much of a reply was heard
-line.py      both halves on the same devices: interruptions, lost devices; opening.py, opens its stages
+line.py      both halves on the same devices: interruptions, lost devices; opening.py, opens its stages;
+             models.py, fetches the models that they need
 talk.py      a conversation by voice; streams.py, its events for readers
 keeping.py   what was said as WAV files, where that is asked for
 audio.py     microphone and loudspeaker through PortAudio; device_stream.py, their streams; devices.py, which there are;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,17 @@ from edge_voice.spoken import spoken
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge_voice.registry import StageKind
+    from edge_voice.stages import Voice
 
 __all__ = ["choose_echo", "choose_recogniser", "open_stages"]
 
 
-def open_stages(settings: Settings) -> Stages:
+def open_stages(settings: Settings, *, on_measure: Callable[[int, int], None] | None = None) -> Stages:
     """Open all stages of a line but the devices, which are opened when they are needed.
+
+    Args:
+        settings: that name them.
+        on_measure: see `edge_voice.tts.choice.measure_kokoro`; the voice may be chosen by a measurement.
 
     Raises:
         UsageError: there is no such stage, or none for the language.
@@ -33,7 +39,7 @@ def open_stages(settings: Settings) -> Stages:
         vad=open_stage("vad", voice.vad, settings),
         endpoint=open_stage("endpoint", voice.endpoint, settings),
         recogniser=open_stage("recogniser", choose_recogniser(settings), settings),
-        voice=open_stage("voice", voice.voice or "auto", settings),
+        voice=_open_voice(settings, on_measure),
         echo=open_stage("echo", echo, settings),
         open_microphone=partial(open_stage, "microphone", voice.microphone, settings),
         open_speaker=partial(open_stage, "speaker", voice.speaker, settings),
@@ -42,6 +48,12 @@ def open_stages(settings: Settings) -> Stages:
         wake=open_stage("wake", voice.wake_word, settings) if voice.wake_word else None,
         notices=notices,
     )
+
+
+def _open_voice(settings: Settings, on_measure: Callable[[int, int], None] | None) -> Voice:
+    from edge_voice.tts.choice import open_voice
+
+    return open_voice(settings, on_measure=on_measure)
 
 
 def choose_recogniser(settings: Settings) -> str:

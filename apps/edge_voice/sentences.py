@@ -1,7 +1,8 @@
 """Splits a reply, while it is generated, into pieces to speak: at its first clause, then by sentence.
 
-A piece ends in front of the next word, so it is known that a sentence is over: never inside a number, an abbreviation, an
-address or inline code. A block of code, a table or a formula is one piece. How a reply arrives does not change its pieces.
+Where twelve words have no clause, the first piece ends between two of them. Every other piece ends in front of the next word,
+so it is known that a sentence is over: never inside a number, an abbreviation, an address or inline code. A block of code, a
+table or a formula is one piece. How a reply arrives does not change its pieces.
 """
 
 from __future__ import annotations
@@ -14,6 +15,14 @@ LONGEST = 320
 """Characters of a piece after which a sentence is split at a clause, or between two words."""
 
 _FIRST_WORDS, _FIRST_CHARACTERS = 3, 12  # least of a first clause: less than that sounds cut off
+_EARLY = re.compile(r"(?:[^\s`*_\[\](){}<>|#$\\~\"“”«»]+[^\S\n]+){12}(?=\w)")
+_EARLY_LEAST, _EARLY_MOST = 5, 8  # words of a first piece where twelve have no mark: a slow model would be silent for long
+_BREATHS = (
+    "and but or because that which who when while where if as than",
+    "of in on off at for with from by to over into after",
+)
+_PHRASES = frozenset(" ".join(_BREATHS).split(" "))
+"""Words in front of which a speaker may breathe."""
 _LEAST_CLAUSE = 80  # characters in front of a clause at which a long sentence is split
 
 _MARK = re.compile(
@@ -101,11 +110,24 @@ def _find_end(text: str, at_line_start: bool, is_first: bool, is_over: bool) -> 
         if end != start:
             return end
     end = _prose_end(text, start, is_first, is_over)
+    if is_first and (early := _early_end(text, start)) is not None and (end is None or end > early):
+        return early
     if end is not None and end - start <= LONGEST:
         return end
     if len(text) - start > LONGEST:
         return _forced_end(text, start, is_over)
     return end
+
+
+def _early_end(text: str, start: int) -> int | None:
+    """Return where a first piece may end before any mark, in front of a phrase if there is one; None where it should not."""
+    found = _EARLY.match(text, start, start + LONGEST)
+    if found is None:
+        return None
+    words = list(re.finditer(r"\S+", found[0]))
+    ends = [n for n in range(_EARLY_LEAST, _EARLY_MOST + 1) if words[n - 1][0][-1].isalpha() and words[n][0].isalpha()]
+    phrases = [n for n in ends if words[n][0] in _PHRASES]
+    return start + words[(phrases or ends)[-1]].start() if ends else None
 
 
 def _skip(text: str, place: int) -> int:

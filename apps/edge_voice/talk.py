@@ -50,6 +50,8 @@ class TalkOptions(TypedDict, total=False):
         settings: instead of those of files and environment.
         hands_free: listen all the time, instead of what the settings say.
         stages: instead of those that the settings name; the talk closes them.
+        on_measure: called with the progress of a measurement, which happens once where the voice is not named; see
+            `edge_voice.tts.choice.measure_kokoro`.
         clock: seconds, instead of `time.monotonic`; for tests.
         is_threaded: False leaves the microphone to calls of `talk.line.step`; for tests.
     """
@@ -57,6 +59,7 @@ class TalkOptions(TypedDict, total=False):
     settings: Settings
     hands_free: bool
     stages: Stages
+    on_measure: Callable[[int, int], None]
     clock: Callable[[], float]
     is_threaded: bool
 
@@ -346,7 +349,7 @@ def open_talk(conversation: Conversation, **options: Unpack[TalkOptions]) -> Tal
     if "hands_free" in options:
         voice = msgspec.structs.replace(settings.voice, hands_free=options["hands_free"])
         settings = msgspec.structs.replace(settings, voice=voice)
-    stages = options.get("stages") or open_stages(settings)
+    stages = options.get("stages") or open_stages(settings, on_measure=options.get("on_measure"))
     return Talk(
         conversation,
         stages,

@@ -13,7 +13,6 @@ from edge_chat import format as fmt
 
 __all__ = ["VoiceBar", "VoiceState", "level_bar"]
 
-_SPOKEN = ("♪", "Speaking:")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _QUIETEST_DB, _LOUDEST_DB = -60.0, -6.0
 
@@ -29,6 +28,7 @@ class VoiceState:
         level_db: loudness of the microphone, in dB below full scale.
         sentence: that is being spoken; "" for none.
         is_hands_free: it listens all the time.
+        step: what is done while it is opened; "" for loading.
     """
 
     phase: Literal["off", "opening", "ready"] = "off"
@@ -37,6 +37,7 @@ class VoiceState:
     level_db: float = -90.0
     sentence: str = ""
     is_hands_free: bool = False
+    step: str = ""
 
     def with_changes(self, **changes: Any) -> VoiceState:
         """Return the state with some fields changed."""
@@ -52,7 +53,8 @@ class VoiceState:
         if self.phase == "off":
             return []
         if self.phase == "opening":
-            return [("Starting voice" + ("" if is_plain else " …"), "$foreground 70%")]
+            step = fmt.clean(self.step) or "Starting voice" + ("" if is_plain else " …")
+            return [(step, "$foreground 70%"), (f"{key('stop')} cancels", "$foreground 70%")]
         parts = []
         if self.is_listening:
             word = "hearing you" if self.is_hearing else "listening"
@@ -98,10 +100,11 @@ class VoiceBar(Static):
         self.refresh()
 
     def render(self) -> Content:
-        """Return the parts; a long sentence makes room for the others."""
+        """Return the parts; the longest, a sentence or a step, makes room for the others."""
         room = self.content_size.width - sum(len(text) + len(self._separator) for text, _ in self._parts)
         content: list[Any] = []
+        longest = max((text for text, _ in self._parts), key=len, default="")
         for text, style in self._parts:
-            is_cut = room < 0 and text.startswith(_SPOKEN)
+            is_cut = room < 0 and text == longest
             content += [(fmt.one_line(text, max(10, len(text) + room)) if is_cut else text, style), self._separator]
         return Content.assemble(*content[:-1])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -27,6 +27,9 @@ __all__ = ["FAST", "Measured", "choose_voice", "find_voices", "measure_kokoro", 
 
 FAST = 0.5
 """Time to compute a second of speech, in seconds, up to which Kokoro is chosen: the language model needs the rest."""
+
+OnMeasure: TypeAlias = Callable[[int, int], None]
+"""Takes how many sentences of a measurement are done, and how many there are."""
 
 _AUTO, _GOOD = "auto", "kokoro"
 _TEXT = "The clocks were striking thirteen, and nobody wondered."
@@ -57,12 +60,12 @@ def find_voices(settings: Settings) -> tuple[str, ...]:
     return tuple(row.name for row in _voice_rows() if _speaks(row, settings.voice.language or "en") and _is_here(row, settings))
 
 
-def open_voice(settings: Settings, *, on_notice: Callable[[str], None] | None = None) -> Voice:
+def open_voice(settings: Settings, *, on_measure: OnMeasure | None = None) -> Voice:
     """Open the voice that the settings name, or the best one that this device computes fast enough.
 
     Args:
         settings: with the voice, the language and the speed.
-        on_notice: called with a line about a measurement, which takes some seconds, or about a compromise.
+        on_measure: see `measure_kokoro`; a measurement takes some seconds.
 
     Raises:
         UsageError: there is no such voice.
@@ -71,12 +74,12 @@ def open_voice(settings: Settings, *, on_notice: Callable[[str], None] | None = 
     """
     name = settings.voice.voice
     if name in (None, _AUTO):
-        name, _ = choose_voice(settings, on_notice=on_notice)
+        name, _ = choose_voice(settings, on_measure=on_measure)
     voice: Voice = open_stage("voice", name, settings)
     return voice
 
 
-def choose_voice(settings: Settings, *, on_notice: Callable[[str], None] | None = None) -> tuple[str, str]:
+def choose_voice(settings: Settings, *, on_measure: OnMeasure | None = None) -> tuple[str, str]:
     """Choose a voice for the language of the settings. On the first call Kokoro may be measured, for some seconds.
 
     Args and errors: as for `open_voice`.
@@ -95,9 +98,7 @@ def choose_voice(settings: Settings, *, on_notice: Callable[[str], None] | None 
         return _GOOD, "the only one that is here"
     measured = _stored(settings)
     if measured is None:
-        if on_notice is not None:
-            on_notice("Measuring once how fast this device speaks as Kokoro.")
-        measured = measure_kokoro(settings)
+        measured = measure_kokoro(settings, on_measure=on_measure)
     pace = f"Kokoro takes {measured.rtf:.2f} s for a second of speech here"
     return (_GOOD, pace) if measured.is_fast else (light, f"{pace}, and more than {FAST} is too slow")
 
@@ -119,14 +120,24 @@ def models_for_speech(settings: Settings) -> tuple[str, ...]:
     return () if here else tuple(row.model for row in rows if row.model)
 
 
-def measure_kokoro(settings: Settings) -> Measured:
+def measure_kokoro(settings: Settings, *, on_measure: OnMeasure | None = None) -> Measured:
     """Measure how fast this device speaks as Kokoro, and store it for `choose_voice`.
+
+    Args:
+        settings: directories, speed.
+        on_measure: called in front of each sentence with how many are done, and how many there are; may raise to stop it.
 
     Raises:
         EdgeError: it cannot be opened.
     """
+    report = on_measure or (lambda n_done, n_runs: None)
+    report(0, _N_RUNS)
     voice: Voice = open_stage("voice", _GOOD, settings)
-    best = min(_pace(voice) for _ in range(_N_RUNS))
+    paces = [_pace(voice)]
+    for n_done in range(1, _N_RUNS):
+        report(n_done, _N_RUNS)
+        paces.append(_pace(voice))
+    best = min(paces)
     measured = Measured(key=_key(settings), rtf=round(best * settings.voice.speed, 3))
     try:
         write_private(_path(settings), msgspec.json.encode(measured))

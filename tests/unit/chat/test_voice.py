@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
+from edge.catalog import DownloadProgress
 from edge.config import Settings
-from edge.errors import ModelNotFoundError
+from edge.errors import CancelledError, ModelNotFoundError
 from edge_chat.app import ChatApp
+from edge_chat.voice_opening import VoiceOpening
 from edge_chat.widgets.voice_bar import VoiceBar, VoiceState, level_bar
 from edge_voice.events import VoiceEvent
 from edge_voice.line import Line
@@ -23,7 +26,9 @@ def voiced(fake: FakeStages, **settings: Any) -> ChatApp:
     """Return a chat whose line is on fake stages; a test moves its microphone."""
     app = fake_app(settings={f"voice.{name}": value for name, value in settings.items()})
 
-    def open_line(settings: Settings, take: Callable[[VoiceEvent], None], on_spoken: Callable[[str], None]) -> Line:
+    def open_line(
+        settings: Settings, take: Callable[[VoiceEvent], None], on_spoken: Callable[[str], None], opening: VoiceOpening
+    ) -> Line:
         return Line(fake.opened, settings.voice, take, on_spoken=on_spoken, clock=fake.clock, is_threaded=False)
 
     app.chat_screen.voice.open_line = open_line
@@ -185,6 +190,55 @@ async def test_a_missing_model_is_said_and_the_chat_goes_on() -> None:
         assert len(texts(app)) == 2
 
 
+async def test_what_opening_does_is_shown_and_escape_ends_it() -> None:
+    fake = FakeStages()
+    app = voiced(fake)
+    reached, attempts, made = threading.Event(), list[VoiceOpening](), list[Line]()
+    whole = app.chat_screen.voice.open_line
+
+    def slow(
+        settings: Settings, take: Callable[[VoiceEvent], None], on_spoken: Callable[[str], None], opening: VoiceOpening
+    ) -> Line:
+        attempts.append(opening)
+        if len(attempts) == 1:
+            opening.fetched(2, 5, DownloadProgress("kokoro-82m", 34 * 10**6, 92 * 10**6, "download"))
+            reached.wait(10)
+            opening.measured(1, 3)  # raises: it was cancelled
+        made.append(whole(settings, take, on_spoken, opening))
+        return made[-1]
+
+    app.chat_screen.voice.open_line = slow
+    app.wants_voice = True
+    async with app.run_test() as pilot:
+        await eventually(pilot, lambda: "kokoro-82m (2 of 5 for voice): 34" in bar(app))
+        assert "Esc cancels" in bar(app)
+        # Not pilot.press: it waits until the worker of the opening has ended.
+        assert await app.chat_screen.stop()
+        assert bar(app) == "" and attempts[0].is_cancelled
+        app.chat_screen.run_guarded(app.chat_screen.voice.switch, True)  # waits for the end of the first attempt
+        await pilot.pause(0.05)
+        assert len(attempts) == 1
+        reached.set()
+        await eventually(pilot, lambda: app.chat_screen.voice.is_on)
+        assert (len(attempts), len(made)) == (2, 1) and "F5 to speak" in bar(app)
+        assert str(app.chat_screen.composer.query_one("#complaint").render()) == ""
+
+
+def test_a_measurement_waits_until_the_model_is_loaded() -> None:
+    said, loading = list[str](), [True, True, False]
+    opening = VoiceOpening(said.append, lambda: loading.pop(0))
+    opening.measured(0, 3)
+    opening.measured(1, 3)
+    assert [text.partition(":")[0] for text in said] == [
+        "Waiting for the model, then choosing a voice",
+        *["Measuring once how fast the voice Kokoro is here"] * 2,
+    ]
+    assert said[1].endswith("1 of 3") and said[2].endswith("2 of 3")
+    opening.cancel()
+    with pytest.raises(CancelledError):
+        opening.measured(2, 3)
+
+
 async def test_an_unknown_way_is_refused() -> None:
     app = voiced(FakeStages())
     async with app.run_test() as pilot:
@@ -212,7 +266,7 @@ def test_plain_mode_has_words_only() -> None:
         (VoiceState("ready", is_listening=True), "talk sends, stop cancels"),
         (VoiceState("ready", is_listening=True, is_hands_free=True), "/voice off ends it"),
         (VoiceState("ready", sentence="Yes."), "talk interrupts"),
-        (VoiceState("opening"), "Starting voice …"),
+        (VoiceState("opening"), "stop cancels"),
     ],
 )
 def test_the_keys_that_work_now(state: VoiceState, keys: str) -> None:

@@ -72,6 +72,32 @@ def test_the_first_piece_is_a_clause() -> None:
     assert split_sentences("It was on May 5, 2024, in Rome.")[0] == "It was on May 5, 2024, "
 
 
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        (
+            "The sky looks blue because sunlight scatters off the many small molecules of the air.",
+            "The sky looks blue because sunlight scatters ",
+        ),
+        (
+            "The largest planet of our solar system is by far the one called Jupiter.",
+            "The largest planet of our solar system is ",
+        ),
+        ("The largest planet we know about is certainly the one called Jupiter.", None),
+        ("Nobody who has seen the film by the young director has forgotten it since.", "Nobody who has seen the film "),
+        ("You can call `the function` with a few words or with many other words too.", None),
+        ("Read [the docs of the project](https://a.b) for all that you may want to know.", None),
+        ("There are about 3 or 4 or 5 or 6 or 7 or 8 of them here.", None),
+    ],
+)
+def test_a_first_sentence_without_a_clause_is_split_between_words(text: str, first: str | None) -> None:
+    assert split_sentences(text)[0] == (first or text)
+    assert split_sentences("Well. " + text)[1] == text, "only the first piece"
+    splitter = Sentences()
+    early = [piece for letter in " ".join(text.split()[:13]) for piece in splitter.add(letter)]
+    assert early == ([first] if first else []), "it does not wait for the end of the sentence"
+
+
 def test_it_comes_as_soon_as_it_is_certain() -> None:
     splitter = Sentences()
     assert splitter.add("The sky is blue, ") == []
@@ -103,7 +129,7 @@ SPACED = [
     "> ",
     "\t",
 ]
-PARTS = st.sampled_from([*WORDS.split(), *SPACED, " ", " ", "word " * 30])
+PARTS = st.sampled_from([*WORDS.split(), "the end of the line ", "so we go on and on, ", *SPACED, " ", " ", "word " * 30])
 TEXTS = st.lists(PARTS, max_size=40).map("".join)
 
 

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 import edge_voice
+from edge.catalog import DownloadProgress
 from edge.config import load_settings
-from edge.errors import ModelNotFoundError, UsageError
+from edge.errors import BackendUnavailableError, CancelledError, ModelNotFoundError, UsageError
+from edge_voice import models
+from edge_voice.models import models_for_talk
 from edge_voice.speech import with_voice
 from edge_voice.tts.choice import models_for_speech
 from tests.standins.voice import SAID
@@ -82,6 +85,24 @@ def test_the_models_that_are_missing(own_home: Path) -> None:
     assert models_for_speech(with_voice(settings, "hibari")) == ("hibari",)
     assert models_for_speech(with_voice(settings, "flite")) == ()
     assert models_for_speech(with_voice(settings, None, language="de")) == ()
+
+
+def test_what_a_talk_lacks_is_fetched_in_turn(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacks = ("silero-vad", "smart-turn-v3", "moonshine-tiny-en", "kokoro-82m", "hibari")
+    settings = load_settings()
+    assert models_for_talk(settings) == lacks
+    with monkeypatch.context() as patch, pytest.raises(BackendUnavailableError, match="sounddevice"):
+        patch.setattr(models, "find_spec", lambda name: None if name == "sounddevice" else name)
+        models_for_talk(settings)  # no model would help
+    seen = list[tuple[int, int, str]]()
+
+    def stop(number: int, n_models: int, progress: DownloadProgress) -> None:
+        seen.append((number, n_models, progress.name))
+        raise CancelledError("Enough.")
+
+    with pytest.raises(CancelledError):
+        models.fetch_for_talk(settings, stop)
+    assert seen == [(1, len(lacks), "silero-vad")]
 
 
 def test_the_face_costs_nothing() -> None:

@@ -163,12 +163,12 @@ def pace(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> list[float]:
 
 
 def test_the_good_voice_where_it_is_fast(pace: list[float]) -> None:
-    settings, notices = load_settings(), list[str]()
-    name, why = choice.choose_voice(settings, on_notice=notices.append)
+    settings, notices = load_settings(), list[tuple[int, int]]()
+    name, why = choice.choose_voice(settings, on_measure=lambda *step: notices.append(step))
     assert name == "kokoro" and "0.30 s" in why
-    assert len(notices) == 1, "a measurement is announced"
-    assert choice.choose_voice(settings, on_notice=notices.append)[0] == "kokoro"
-    assert (pace[1], len(notices)) == (1, 1), "it is measured once"
+    assert notices == [(0, 3), (1, 3), (2, 3)], "a measurement shows its progress"
+    assert choice.choose_voice(settings, on_measure=lambda *step: notices.append(step))[0] == "kokoro"
+    assert (pace[1], len(notices)) == (1, 3), "it is measured once"
 
 
 def test_a_light_voice_where_it_is_slow(pace: list[float]) -> None:
