@@ -35,6 +35,7 @@ __all__ = ["say"]
 _AHEAD_S = 8.0  # of sound made before it is heard
 _POLL_S = 0.05
 _STDOUT = "-"
+_RATE = 24_000  # samples a second, of a file without any
 
 EXAMPLES = examples(
     'edge say "Hello there."',
@@ -85,19 +86,24 @@ def say(
     if out == _STDOUT and as_json:
         raise UsageError("stdout cannot be both a WAV file and JSON.", "Name a file with --out.")
     from edge_voice.speech import with_voice
+    from edge_voice.tts.choice import models_for_speech
 
     settings = settings_from(app, options, {"voice.output": device, "voice.language": language})
     settings = with_voice(settings, voice, speed=speed)
     parts = iter([" ".join(texts)]) if texts and texts != (_STDOUT,) else _stdin_parts()
-    synthesis = _open(parts, settings, is_measured=measure)
-    done = _Done(synthesis)
+    missing = models_for_speech(settings)
+    synthesis: Synthesis | None = None
     try:
-        with _sink(out, synthesis.rate, settings) as play:
+        with _sink(out, settings) as play:  # first, so that nothing is fetched or measured where nothing could be heard
+            fetch_voice(missing, settings)
+            synthesis = _open(parts, settings, is_measured=measure)
+            done = _Done(synthesis)
             for samples in synthesis:
                 done.count(samples)
                 play(samples, synthesis.rate)
     except KeyboardInterrupt:
-        synthesis.cancel()
+        if synthesis is not None:
+            synthesis.cancel()
         return signals.exit_code()
     if as_json:
         output.json_object(done.as_json(out))
@@ -109,11 +115,10 @@ def say(
 
 
 def _open(parts: Iterator[str], settings: Settings, *, is_measured: bool) -> Synthesis:
-    """Fetch what is missing, measure if that is asked for, and open the voice."""
+    """Measure if that is asked for, and open the voice."""
     from edge_voice.speech import synthesise
-    from edge_voice.tts.choice import choose_voice, measure_kokoro, models_for_speech
+    from edge_voice.tts.choice import choose_voice, measure_kokoro
 
-    fetch_voice(models_for_speech(settings), settings)
     if is_measured:
         measured = measure_kokoro(settings, on_measure=_note_measurement)
         output.note(f"Kokoro takes {measured.rtf:.2f} s for a second of speech here.")
@@ -163,7 +168,7 @@ class _Done:
 
 
 @contextmanager
-def _sink(out: str | None, rate: int, settings: Settings) -> Iterator[Callable[[Samples, int], None]]:
+def _sink(out: str | None, settings: Settings) -> Iterator[Callable[[Samples, int], None]]:
     """Yield a function that takes the sound: to the loudspeaker, to a file, or to stdout once it is complete."""
     if out is None:
         with _loudspeaker(settings) as play:
@@ -171,11 +176,11 @@ def _sink(out: str | None, rate: int, settings: Settings) -> Iterator[Callable[[
     elif out == _STDOUT:
         from edge_voice.keeping import wav_bytes
 
-        pieces: list[Samples] = []
-        yield lambda samples, rate: pieces.append(samples)
-        _write_stdout(wav_bytes(_joined(pieces), rate))
+        pieces: list[tuple[Samples, int]] = []
+        yield lambda samples, rate: pieces.append((samples, rate))
+        _write_stdout(wav_bytes(_joined([samples for samples, _ in pieces]), pieces[0][1] if pieces else _RATE))
     else:
-        with _file(Path(out), rate) as play:
+        with _file(Path(out)) as play:
             yield play
 
 
@@ -202,7 +207,7 @@ def _loudspeaker(settings: Settings) -> Iterator[Callable[[Samples, int], None]]
 
 
 @contextmanager
-def _file(path: Path, rate: int) -> Iterator[Callable[[Samples, int], None]]:
+def _file(path: Path) -> Iterator[Callable[[Samples, int], None]]:
     """Write a WAV file beside its place, and put it there once it is whole."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder.", "Name a file in it, such as speech.wav.")
@@ -211,8 +216,14 @@ def _file(path: Path, rate: int) -> Iterator[Callable[[Samples, int], None]]:
         with partial.open("wb") as raw, wave.open(raw, "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
-            file.setframerate(rate)
-            yield lambda samples, rate: file.writeframes(_pcm(samples))
+            file.setframerate(_RATE)
+
+            def play(samples: Samples, rate: int) -> None:
+                if file.getnframes() == 0:
+                    file.setframerate(rate)
+                file.writeframes(_pcm(samples))
+
+            yield play
         partial.replace(path)
     except (OSError, wave.Error) as error:
         raise StorageError(f"{path} cannot be written: {reason(error)}.", "Choose another place.") from error

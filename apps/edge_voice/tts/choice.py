@@ -36,6 +36,7 @@ _TEXT = "The clocks were striking thirteen, and nobody wondered."
 _FILE = "voice.json"
 _MOST_BYTES = 1 << 16
 _N_RUNS = 3
+_DOUBT_S = 24 * 3600
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,10 +45,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         key: of the device, the model and the settings that it was measured with.
         rtf: time to compute a second of speech, in seconds: the best of three sentences.
+        at: when, in seconds since 1970.
     """
 
     key: str
     rtf: float
+    at: float
 
     @property
     def is_fast(self) -> bool:
@@ -138,7 +141,7 @@ def measure_kokoro(settings: Settings, *, on_measure: OnMeasure | None = None) -
         report(n_done, _N_RUNS)
         paces.append(_pace(voice))
     best = min(paces)
-    measured = Measured(key=_key(settings), rtf=round(best * settings.voice.speed, 3))
+    measured = Measured(key=_key(settings), rtf=round(best * settings.voice.speed, 3), at=time.time())
     try:
         write_private(_path(settings), msgspec.json.encode(measured))
     except StorageError:
@@ -157,7 +160,8 @@ def _stored(settings: Settings) -> Measured | None:
         measured = msgspec.json.decode(read_bytes(_path(settings), _MOST_BYTES), type=Measured)
     except (EdgeError, msgspec.MsgspecError):
         return None
-    return measured if measured.key == _key(settings) else None
+    is_doubtful = not measured.is_fast and not 0 <= time.time() - measured.at < _DOUBT_S  # the device may have been busy
+    return measured if measured.key == _key(settings) and not is_doubtful else None
 
 
 def _path(settings: Settings) -> Path:

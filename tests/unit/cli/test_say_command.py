@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.errors import SoundError
 from edge_cli.completers import complete_voice
 from edge_cli.main import run
 from tests.standins.voice import PLAYED, SAID
@@ -83,6 +84,15 @@ def test_errors_say_what_to_do(
     found = run(["say", *arguments])
     assert found == code if code is not None else found > 0
     assert message in capsys.readouterr().err
+
+
+def test_without_a_loudspeaker_nothing_is_fetched_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_arguments: object, **_options: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("edge_cli.say.fetch_voice", never)
+    monkeypatch.setattr("edge_voice.tts.choice.measure_kokoro", never)
+    assert run(["say", "-s", "voice.speaker=tests.standins.voice:open_no_speaker", "--measure", "hi"]) == SoundError.exit_code
 
 
 def test_ctrl_c_leaves_no_file(tmp_path: Path) -> None:

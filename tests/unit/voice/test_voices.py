@@ -184,6 +184,17 @@ def test_a_light_voice_where_it_is_slow(pace: list[float]) -> None:
     assert choice.choose_voice(settings)[0] == "kokoro"
 
 
+def test_that_it_is_slow_is_believed_for_a_day(pace: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, now = load_settings(), choice.time.time()
+    for n_measured, slow in ((1, 0.9), (2, 0.2)):
+        pace[0] = slow
+        choice.choose_voice(settings)
+        assert pace[1] == n_measured
+        monkeypatch.setattr(choice.time, "time", lambda at=now + n_measured * 25 * 3600: at)
+    choice.choose_voice(settings)
+    assert pace[1] == 2, "that it is fast stays"
+
+
 def test_what_is_stored_is_not_trusted(pace: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings()
     path = settings.paths.cache_dir / "voice.json"
