@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edge.backends.base import Backend, open_backend
+from edge.backends.base import Backend, Part, open_backend
 from edge.backends.fake import FakeBackend
 from edge.errors import BackendError, BackendUnavailableError, CancelledError
 from edge.prompt.tokenizers import Tokenizer
@@ -26,6 +26,7 @@ CALLS: dict[str, Callable[[Backend], object]] = {
     "length": lambda backend: backend.length(0),
     "prefill": lambda backend: backend.prefill(0, [50]),
     "decode": lambda backend: backend.decode([(0, 50)]),
+    "extend": lambda backend: backend.extend([Part(0, [50])]),
     "rewind": lambda backend: backend.rewind(0, 0),
     "logits": lambda backend: backend.logits(0),
     "open_sampler": lambda backend: backend.open_sampler(Sampling()),
@@ -46,7 +47,7 @@ TOKENIZER_CALLS: dict[str, Callable[[Tokenizer], object]] = {
     "entries": lambda tokenizer: list(tokenizer.entries()),
 }
 
-OPTIONAL = {"set_threads": "threads", "resize": "resize"}
+OPTIONAL = {"set_threads": "threads", "resize": "resize", "extend": "max_outputs"}
 """Calls that a backend need not have, and the capability that says so."""
 
 

@@ -299,7 +299,7 @@ def test_a_model_that_was_trained_for_more_is_named(make: Callable[..., Room]) -
 
 def test_no_base_model_is_recommended_for_its_window() -> None:
     hint = _with_models(ContextFullError("", needed=16384), 8192).hint
-    assert "8,192 tokens; qwen2.5-0.5b was for more (--context 16384)" in hint
+    assert "8,192 tokens; gemma3-270m-it was for more (--context 16384)" in hint
 
 
 def test_a_window_that_refuses(make: Callable[..., Room]) -> None:

@@ -253,7 +253,6 @@ class ChatScreen(ChatView):
             self.run_guarded(self._run_slash, line.name, line.argument, event)
 
     async def _run_slash(self, name: str, argument: str, event: Composer.Submitted) -> None:
-        command = None
         try:
             command = REGISTRY.find(name)
             if command.needs_argument and not argument:
@@ -263,8 +262,7 @@ class ChatScreen(ChatView):
             self._note_ran(command.name)
             await self._runners[command.name](self, argument)
         except EdgeError:
-            if argument or command is None or command.needs_argument:  # which can be corrected
-                self.composer.put_back(event.text, event.attachments)
+            self.composer.put_back(event.text, event.attachments)
             raise
 
     def _complete(self, name: str, typed: str) -> Sequence[Completion]:

@@ -255,7 +255,7 @@ async def test_the_palette_begins_with_what_was_used_last() -> None:
         await pilot.press("ctrl+p")
         await eventually(pilot, lambda: isinstance(app.screen, Picker))
         listed = app.screen.query_one(OptionList)
-        assert [listed.get_option_at_index(n).id for n in range(3)] == ["set", "theme", "editor"]
+        assert [listed.get_option_at_index(n).id for n in range(3)] == ["set", "theme", "talk"]
         lines = [str(listed.get_option_at_index(n).prompt) for n in range(listed.option_count)]
         assert all("\n" not in line for line in lines) and len({len(line) for line in lines if "Ctrl" in line}) == 1
         await pilot.press("escape")
