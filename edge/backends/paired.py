@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -249,11 +250,17 @@ def _check_alike(decoder: CellsBackend, prefiller: CellsBackend) -> None:
             "Leave out --prefill-with.",
         )
     tokens = [1 + 7919 * index % max(1, decoder.info.n_vocab - 1) for index in range(_TRIED)]
-    blocks: list[bytes] = []
-    for backend in (prefiller, decoder):
+
+    def compute(backend: CellsBackend) -> bytes:
         backend.prefill(0, tokens)
-        blocks.append(backend.export_kv(0, 0, _TRIED))
+        block = backend.export_kv(0, 0, _TRIED)
         backend.rewind(0, 0)
+        return block
+
+    # In a thread that ends: OpenMP keeps workers for each thread that ever computed, and where those of all are more than the
+    # cores, it lets none of them spin. Decoding took twice as long with those of the thread that loads.
+    with ThreadPoolExecutor(1) as pool:
+        blocks = list(pool.map(compute, (prefiller, decoder)))
     difference = layout.difference(blocks[0], blocks[1], _TRIED)
     if not difference <= layout.MAX_DIFFERENCE:  # NaN is more
         raise UnsupportedError(
