@@ -42,11 +42,15 @@ def limit_spinning(environ: MutableMapping[str, str]) -> None:
     of the one that is waited for, decoding becomes ten times slower and more. If they sleep at once, all of them wake up
     late each time, which costs up to half of the speed (docs/builds.md).
 
+    GNU's library counts the workers of all threads that computed. Once they are more than the cores, as with two models, it
+    ignores the number of spins: with PASSIVE all sleep at once, with ACTIVE they spin 1,000 times.
+
     Args:
         environ: changed, unless the user has decided.
     """
     if "OMP_WAIT_POLICY" not in environ and "GOMP_SPINCOUNT" not in environ:
-        environ["OMP_WAIT_POLICY"] = "PASSIVE"  # all that other libraries than GNU's know
+        # On Linux that is GNU's, whose spins are limited below. Others, as on a Mac, know the policy only.
+        environ["OMP_WAIT_POLICY"] = "ACTIVE" if sys.platform == "linux" else "PASSIVE"
         environ["GOMP_SPINCOUNT"] = _SPINS
 
 

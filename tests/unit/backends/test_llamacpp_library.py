@@ -9,10 +9,12 @@ from edge.backends.llamacpp.library import limit_spinning
 from edge.errors import BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
 
 
-def test_threads_wait_for_a_bounded_time() -> None:
+@pytest.mark.parametrize(("platform", "policy"), [("linux", "ACTIVE"), ("darwin", "PASSIVE")])
+def test_threads_wait_for_a_bounded_time(platform: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library.sys, "platform", platform)
     environ = {"HOME": "/home/me"}
     limit_spinning(environ)
-    assert environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environ["OMP_WAIT_POLICY"] == policy
     # GNU's library spins 30,000,000,000 times for ACTIVE, 300,000 by default and not at all for PASSIVE.
     assert 1_000 <= int(environ["GOMP_SPINCOUNT"]) < 100_000
 
