@@ -17,6 +17,7 @@ __all__ = [
     "Citation",
     "cited",
     "frame",
+    "place_text",
     "read_answer",
     "read_citations",
     "to_record",
@@ -64,18 +65,22 @@ class Citation:
     @property
     def place(self) -> str:
         """The name of the file and the place in it, on one line: "manual.md:12-30", "manual.pdf, page 3"."""
-        name = self.file_name
-        if self.page is not None:
-            return f"{name}, page {self.page}"
-        if self.lines is None:
-            return name
-        first, last = self.lines
-        return f"{name}:{first}" if first == last else f"{name}:{first}-{last}"
+        return place_text(self.file_name, self.lines, self.page)
 
     @property
     def file_name(self) -> str:
         """The last part of the document's path, on one line."""
         return " ".join(self.document.replace("\\", "/").rpartition("/")[2].split())
+
+
+def place_text(name: str, lines: tuple[int, int] | None, page: int | None) -> str:
+    """Return the name of a file with the place in it: "manual.md:12-30", "manual.pdf, page 3"."""
+    if page is not None:
+        return f"{name}, page {page}"
+    if lines is None:
+        return name
+    first, last = lines
+    return f"{name}:{first}" if first == last else f"{name}:{first}-{last}"
 
 
 def frame(citations: Sequence[Citation], again: Sequence[int] = ()) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edge.citations import place_text
+
 if TYPE_CHECKING:
     from edge.embedding import Embedder
 
@@ -90,13 +92,7 @@ class Passage:
     @property
     def citation(self) -> str:
         """File name and place: "guide.md:12-18", "manual.pdf, page 4"."""
-        name = shown_path(Path(self.document.name))
-        if self.page is not None:
-            return f"{name}, page {self.page}"
-        if self.lines is None:
-            return name
-        first, last = self.lines
-        return f"{name}:{first}" if first == last else f"{name}:{first}-{last}"
+        return place_text(shown_path(Path(self.document.name)), self.lines, self.page)
 
 
 @dataclass(frozen=True, slots=True)
