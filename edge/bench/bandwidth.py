@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,16 +52,7 @@ def measure_bandwidth(n_threads: int, n_bytes: int, n_sweeps: int = 5, clock: Ca
 
     # The maximum of bytes takes vector instructions on every CPU, and almost no computation.
     parts = [np.ones(n_bytes // n_threads, np.uint8) for _ in range(n_threads)]
-    best = float("inf")
-    for _ in range(n_sweeps):
-        threads = [threading.Thread(target=part.max, daemon=True) for part in parts]
-        started = clock()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        best = min(best, clock() - started)
-    return sum(part.nbytes for part in parts) / best
+    return sum(part.nbytes for part in parts) / _fastest([part.max for part in parts], n_sweeps, clock)
 
 
 def measure_compute(
@@ -86,16 +78,21 @@ def measure_compute(
         for _ in range(n_each):
             one @ other
 
+    return 2.0 * size**3 * n_each * n_threads / _fastest([partial(multiply, *pair) for pair in pairs], n_rounds, clock)
+
+
+def _fastest(works: Sequence[Callable[[], object]], n_rounds: int, clock: Callable[[], float]) -> float:
+    """Return the seconds that all works take together, each in a thread of its own: the fewest of several rounds."""
     best = float("inf")
     for _ in range(n_rounds):
-        threads = [threading.Thread(target=multiply, args=pair, daemon=True) for pair in pairs]
+        threads = [threading.Thread(target=work, daemon=True) for work in works]
         started = clock()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         best = min(best, clock() - started)
-    return 2.0 * size**3 * n_each * n_threads / best
+    return best
 
 
 def decode_bytes(artifact: Artifact, setting: Setting, n_past: float) -> int | None:
