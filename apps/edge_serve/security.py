@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from edge_serve.keys import Keys
 
-__all__ = ["Guard", "is_own_address"]
+__all__ = ["Guard"]
 
 OPEN_PATHS = frozenset(("/", "/health", "/openapi.json"))
 """Paths that ask for no key: a page without data, whether the server is up, and how to ask it."""
@@ -129,13 +129,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def is_own_address(host: str) -> bool:
-    """Return whether only programs of this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

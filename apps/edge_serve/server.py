@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from edge.errors import ConfigError, ConstraintError, EdgeError, UsageError
+from edge.tiers.address import is_own_address
 from edge_serve import limits
 from edge_serve.app import App
 from edge_serve.connection import Connection
 from edge_serve.keys import Keys, read_keys
 from edge_serve.offer import Offer
-from edge_serve.security import Guard, is_own_address
+from edge_serve.security import Guard
 from edge_serve.service import Service
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from edge.errors import ConfigError, UsageError
 from edge.files import open_file
 from edge.units import quoted
 
-__all__ = ["KEY_VARIABLE", "PREFIX", "Address", "read_address", "read_key"]
+__all__ = ["KEY_VARIABLE", "PREFIX", "Address", "is_own_address", "read_address", "read_key"]
 
 PREFIX = "openai:"
 KEY_VARIABLE = "EDGE_REMOTE_KEY"
@@ -69,7 +69,7 @@ def read_address(text: str) -> Address:
     shown_host = f"[{host}]" if ":" in host else host
     shown_host += f":{parts.port}" if parts.port is not None else ""
     base = f"{parts.scheme}://{shown_host}{parts.path.rstrip('/') or '/v1'}"
-    return Address(base, shown_host, parts.fragment, parts.scheme == "https", _is_loopback(host))
+    return Address(base, shown_host, parts.fragment, parts.scheme == "https", is_own_address(host))
 
 
 def read_key(address: Address, path: Path | None, environ: Mapping[str, str] | None = None) -> Key | None:
@@ -109,7 +109,8 @@ def _read_file(path: Path) -> str:
     return text
 
 
-def _is_loopback(host: str) -> bool:
+def is_own_address(host: str) -> bool:
+    """Return whether only programs of this machine can reach an address."""
     if host == "localhost":
         return True
     try:
