@@ -34,10 +34,12 @@ def suggest_models(settings: Settings) -> str:
     from edge.files import make_private_dir, write_private
 
     marker = settings.paths.data_dir / "models-suggested"
+    embedded = Defaults().model
+    if settings.model != embedded or marker.exists():  # at nearly every start: nothing else is read then
+        return ""
     catalog = load_catalog(settings)
     chats = {model.name for model in list_models(settings) if not _is_silent(catalog.get(model.name))}
-    embedded = Defaults().model
-    if chats != {embedded} or settings.model != embedded or marker.exists():
+    if chats != {embedded}:
         return ""
     larger = [one for one in candidates(settings, probe()) if one.verdict == "fits" and one.name != embedded]
     make_private_dir(marker.parent)
