@@ -1,7 +1,8 @@
 """Training: brings the student's distribution over the next token to the teacher's, on the same text.
 
-Weights are trained in float32 and computed in bfloat16; the teacher's embedding and head do not change. The state of a run
-(weights, both moments of Adam, the step, the clock) is saved from time to time and when the run is stopped, so that it resumes
+Weights are trained in float32 and computed in bfloat16; the teacher's embedding and head do not change. Where the student is to
+be quantised, what is trained are numbers that a target's grid makes the weights of, see `Masters`. The state of a run (trained
+numbers, both moments of Adam, the step, the clock) is saved from time to time and when the run is stopped, so that it resumes
 exactly there. It is plain tensors and JSON, no pickle.
 """
 
@@ -11,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -28,7 +29,7 @@ from edge_convert.smaller.records import HeldOut, Report
 from edge_convert.smaller.teacher import hidden_rows
 from edge_convert.torch_models import layers_of
 
-__all__ = ["distil", "measure"]
+__all__ = ["FloatMasters", "Masters", "distil", "measure"]
 
 _CLIP = 1.0
 _PROGRESS_TOKENS = 2048
@@ -45,6 +46,35 @@ class _State(msgspec.Struct):
     before: dict[str, HeldOut] = {}
 
 
+class Masters(Protocol):
+    """The numbers that are trained, and the weights that a student gets from them. Tensors by name; weights in bfloat16."""
+
+    def start(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Return the numbers to train, float32, for the weights of a student that is not trained yet."""
+
+    def pull(self, masters: dict[str, Any], gradients: dict[str, Any]) -> dict[str, Any]:
+        """Return the gradient by each number, float32, from those by the weights."""
+
+    def push(self, masters: dict[str, Any], weights: dict[str, Any]) -> None:
+        """Write the weights that belong to these numbers into `weights`."""
+
+
+class FloatMasters:
+    """Trains the weights themselves, in float32."""
+
+    def start(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Return the weights, widened."""
+        return {name: weight.detach().float().clone() for name, weight in weights.items()}
+
+    def pull(self, masters: dict[str, Any], gradients: dict[str, Any]) -> dict[str, Any]:
+        """Return the gradients, widened."""
+        return {name: gradient.float() for name, gradient in gradients.items()}
+
+    def push(self, masters: dict[str, Any], weights: dict[str, Any]) -> None:
+        """Round the weights."""
+        torch._foreach_copy_(list(weights.values()), list(masters.values()))
+
+
 def distil(
     student: Any,
     corpus: Corpus,
@@ -53,6 +83,7 @@ def distil(
     training: Training,
     folder: Path,
     on_progress: Callable[[str, float], None],
+    masters: Masters | None = None,
 ) -> Report:
     """Train a student in place.
 
@@ -64,11 +95,12 @@ def distil(
         training: how.
         folder: for the state of a stopped run, which a second call resumes.
         on_progress: called with the state, and the share that is done. What it raises stops the run, as Ctrl-C does.
+        masters: what is trained, where that is not the weights themselves.
 
     Raises:
         ModelFileError: the training diverged.
     """
-    run = _Run(student, corpus, hidden, held_hidden, training, folder)
+    run = _Run(student, corpus, hidden, held_hidden, training, folder, masters or FloatMasters())
     if not run.resume():
         on_progress("measuring the student before training", 0.0)
         run.state.before = measure(student, corpus, held_hidden)
@@ -121,7 +153,14 @@ class _Run:
     """One training, from its beginning or a saved state."""
 
     def __init__(
-        self, student: Any, corpus: Corpus, hidden: Any, held_hidden: dict[str, Any], training: Training, folder: Path
+        self,
+        student: Any,
+        corpus: Corpus,
+        hidden: Any,
+        held_hidden: dict[str, Any],
+        training: Training,
+        folder: Path,
+        masters: Masters,
     ) -> None:
         self._student, self._corpus, self._hidden, self._held = student, corpus, hidden, held_hidden
         self._training, self._folder = training, folder
@@ -132,17 +171,18 @@ class _Run:
         ]
         for _, parameter in trained:
             parameter.requires_grad_(True)
-        self._names = [name for name, _ in trained]
-        self._parameters = [parameter for _, parameter in trained]
-        self._masters = [parameter.detach().float().clone().requires_grad_(True) for parameter in self._parameters]
+        self._weights = dict(trained)
+        self._kind = masters
+        self._masters = {name: master.requires_grad_(True) for name, master in masters.start(self._weights).items()}
         groups = [
-            {"params": [m for m in self._masters if m.ndim > 1], "weight_decay": training.weight_decay},
-            {"params": [m for m in self._masters if m.ndim <= 1], "weight_decay": 0.0},
+            {"params": [m for m in self._masters.values() if m.ndim > 1], "weight_decay": training.weight_decay},
+            {"params": [m for m in self._masters.values() if m.ndim <= 1], "weight_decay": 0.0},
         ]
         self._optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=BETAS, fused=True)
         self._order: tuple[int, Any] = (-1, None)
         self._saved_at = time.monotonic()
         self.state = _State()
+        self._push()
         self.is_whole = True  # False while weights change: a state saved then would be inconsistent
 
     @property
@@ -178,28 +218,32 @@ class _Run:
             found.append(self._order[1][position % n_windows])
         return np.sort(np.asarray(found))  # ascending, for the disk
 
-    def _gradients(self, rows: Any) -> list[Any]:
+    def _gradients(self, rows: Any) -> dict[str, Any]:
         marks = torch.from_numpy(self._corpus.counted[rows])
         teacher = hidden_rows(self._hidden, rows)[marks]
         tokens = torch.from_numpy(self._corpus.tokens[rows].astype(np.int64))
         student = self._student.base_model(input_ids=tokens, use_cache=False).last_hidden_state[marks]
         slope = self._head.gradient(student.detach(), teacher)
-        found = torch.autograd.grad(student, self._parameters, slope)
-        return [gradient.float() for gradient in found]
+        found = torch.autograd.grad(student, list(self._weights.values()), slope)
+        with torch.no_grad():
+            return self._kind.pull(self._masters, dict(zip(self._weights, found, strict=True)))
 
-    def _update(self, gradients: list[Any], rate: float) -> None:
-        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
+    def _update(self, gradients: dict[str, Any], rate: float) -> None:
+        norm = float(torch.stack(torch._foreach_norm(list(gradients.values()))).norm())
         if not math.isfinite(norm):
             raise ModelFileError("The training diverged: its gradient is not a number any more.", "Use a lower learning rate.")
         if norm > _CLIP:
-            torch._foreach_mul_(gradients, _CLIP / norm)
-        for master, gradient in zip(self._masters, gradients, strict=True):
-            master.grad = gradient
+            torch._foreach_mul_(list(gradients.values()), _CLIP / norm)
+        for name, master in self._masters.items():
+            master.grad = gradients[name]
         for group in self._optimiser.param_groups:
             group["lr"] = self._training.lr * rate
         self._optimiser.step()
+        self._push()
+
+    def _push(self) -> None:
         with torch.no_grad():
-            torch._foreach_copy_(self._parameters, self._masters)
+            self._kind.push(self._masters, self._weights)
 
     def look(self) -> None:
         """Record the mean divergence on a small part of each held-out text."""
@@ -224,7 +268,7 @@ class _Run:
     def save(self) -> None:
         """Write the state. The old one stays until the new one is complete."""
         tensors = {}
-        for name, master in zip(self._names, self._masters, strict=True):
+        for name, master in self._masters.items():
             tensors[f"weight/{name}"] = master.detach()
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 if master in self._optimiser.state:
@@ -245,7 +289,7 @@ class _Run:
         try:
             with safe_open(path, framework="pt") as file, torch.no_grad():
                 self.state = msgspec.json.decode((file.metadata() or {})["state"], type=_State)
-                for name, master in zip(self._names, self._masters, strict=True):
+                for name, master in self._masters.items():
                     master.copy_(file.get_tensor(f"weight/{name}"))
                     if f"step/{name}" in file.keys():  # noqa: SIM118  # no mapping
                         self._optimiser.state[master] = {
@@ -253,7 +297,7 @@ class _Run:
                             "exp_avg": file.get_tensor(f"exp_avg/{name}"),
                             "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}"),
                         }
-                torch._foreach_copy_(self._parameters, self._masters)
+            self._push()
         except (SafetensorError, KeyError, msgspec.MsgspecError) as error:
             raise ModelFileError(f"The state of the training in {path} is damaged: {error}.", f"Delete it: {path}") from error
         return True
