@@ -4,7 +4,7 @@
     python benchmarks/escalation.py [--small smollm2-135m] [--larger gemma3-270m | openai:URL] [--questions FILE.jsonl]
         [--limit N] [--max-tokens 24] [--json FILE] [--plot FILE.svg]
 
-Each line of FILE has a "question" and its "answers": an answer is right if one of them is in it, as whole words. Both models
+Each line of FILE has a "question" and its "answers": an answer is right as in docs/eval.md (one of them is in it). Both models
 get all questions at temperature 0 behind the same three examples, so that base models answer, too. Of the small model's
 answer two signals are measured as the router does (edge/tiers/router.py): the mean entropy of its tokens, and its agreement
 with another answer, drawn at temperature 0.7.
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,8 @@ from typing import Any
 import edge
 from edge.messages import Message
 from edge.tiers.router import N_LIKELIEST, SECOND_TEMPERATURE, EntropyMeter, agreement_of
+from edge_convert.evaluate.tasks.facts import Question, ask, is_right, read_questions
 
-EXAMPLES = [
-    ("Which animal says moo?", "Cow."),
-    ("What is the capital of the Netherlands?", "Amsterdam."),
-    ("What is 3 plus 1?", "4."),
-]
-SYSTEM = "Answer in a few words."
 TENTHS = [tenth / 10 for tenth in range(11)]
 
 
@@ -43,14 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", default="smollm2-135m")
     parser.add_argument("--larger", default="gemma3-270m")
-    parser.add_argument("--questions", type=Path, default=Path(__file__).with_name("escalation_questions.jsonl"))
+    parser.add_argument("--questions", type=Path, help="default: the questions of edge eval --tasks")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.questions.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = rows[: options.limit]
+    rows = read_questions(file=options.questions)[: options.limit]
     measured = ask_small(options.small, rows, options.max_tokens)
     ask_larger(options, rows, measured)
     result = summary(measured)
@@ -61,54 +54,38 @@ def main() -> None:
         options.plot.write_text(svg(result), encoding="utf-8")
 
 
-def prompt(question: str) -> list[Message]:
-    """Return a question behind the examples."""
-    turns = [Message(role, text) for pair in EXAMPLES for role, text in zip(("user", "assistant"), pair, strict=True)]
-    return [Message("system", SYSTEM), *turns, Message("user", question)]
+def prompt(question: Question) -> list[Message]:
+    """Return a question behind the examples of `edge eval --tasks`."""
+    return [Message(role, text) for role, text in ask(question).messages]
 
 
-def is_right(text: str, answers: list[str]) -> bool:
-    """Tell if an answer has one of the right ones, as whole words."""
-    return any(words_of(one) in words_of(text) for one in answers)
-
-
-def words_of(text: str) -> str:
-    """Return the words of a text, case and punctuation ignored, with a blank on each side."""
-    return " ".join(["", *re.findall(r"[^\W_]+", text.casefold()), ""])
-
-
-def first_line(text: str) -> str:
-    """Return what was answered, without the questions that a base model goes on to ask itself."""
-    return next((line for line in text.splitlines() if line.strip()), "")
-
-
-def ask_small(name: str, rows: list[dict[str, Any]], max_tokens: int) -> list[dict[str, Any]]:
+def ask_small(name: str, rows: list[Question], max_tokens: int) -> list[dict[str, Any]]:
     """Return the small model's answers with their signals."""
     found = []
     with edge.load(name) as ai:
         for number, row in enumerate(rows):
             note(f"{name}: {number + 1} of {len(rows)}")
-            first = ai.generate(prompt(row["question"]), temperature=0, max_tokens=max_tokens, logprobs=N_LIKELIEST)
+            first = ai.generate(prompt(row), temperature=0, max_tokens=max_tokens, logprobs=N_LIKELIEST)
             text = first.wait()
-            second = ai.generate(prompt(row["question"]), temperature=SECOND_TEMPERATURE, seed=1, max_tokens=max_tokens).wait()
+            second = ai.generate(prompt(row), temperature=SECOND_TEMPERATURE, seed=1, max_tokens=max_tokens).wait()
             meter = EntropyMeter()
             meter.add(first.logprobs)
-            small = {"text": text, "is_right": is_right(first_line(text), row["answers"])}
+            small = {"text": text, "is_right": is_right(text, row)}
             signals = {"entropy": meter.mean, "agreement": agreement_of(text, second)}
-            found.append({"question": row["question"], "small": small, **signals})
+            found.append({"question": row.question, "small": small, **signals})
     return found
 
 
-def ask_larger(options: argparse.Namespace, rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
+def ask_larger(options: argparse.Namespace, rows: list[Question], measured: list[dict[str, Any]]) -> None:
     """Add the larger model's answers, asked for as a next tier is."""
     with edge.load(options.small, escalate_to=options.larger, consent="always") as ai:
         for number, (row, one) in enumerate(zip(rows, measured, strict=True)):
             note(f"{options.larger}: {number + 1} of {len(rows)}")
-            reply = ai.generate(prompt(row["question"]), temperature=0, max_tokens=options.max_tokens, escalate=True)
+            reply = ai.generate(prompt(row), temperature=0, max_tokens=options.max_tokens, escalate=True)
             text = reply.wait()
             if not reply.escalated:
                 sys.exit(f"\n{options.larger} did not answer: {' '.join(reply.notices)}")
-            one["larger"] = {"text": text, "is_right": is_right(first_line(text), row["answers"]), "by": reply.answered_by}
+            one["larger"] = {"text": text, "is_right": is_right(text, row), "by": reply.answered_by}
 
 
 def summary(measured: list[dict[str, Any]]) -> dict[str, Any]:

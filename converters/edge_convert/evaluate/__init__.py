@@ -9,6 +9,7 @@ logits.py      a model of any format: tokens in, logits out; logits_{torch,gguf,
 metrics.py     KL divergence, perplexity, top-1 agreement
 card.py        the card as values, Markdown and JSON; page.py: as HTML
 gate.py        limits that a model must meet
+tasks/         usefulness: questions answered, instructions followed, repetition
 """
 
 from __future__ import annotations
