@@ -1,7 +1,8 @@
 """Usefulness: what a model does with questions and instructions, beside how near its logits are to its reference's.
 
 facts.py       short questions with known answers: how many it answers, and how many as its teacher does
-answering.py   the replies of a model of any format: edge's own engine, transformers for checkpoints
+answering.py   the replies of a model of any format: edge's own engine; answering_torch.py: transformers for checkpoints
+asks.py        a prompt, a reply, and how replies are made
 intervals.py   shares and means with their confidence intervals
 """
 

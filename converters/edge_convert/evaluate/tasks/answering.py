@@ -6,57 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from edge_convert.evaluate.logits import find_format
+from edge_convert.evaluate.tasks.asks import Answer, AnswerOptions, Ask
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.reply import Reply as EngineReply
 
-__all__ = ["Answer", "AnswerOptions", "Ask", "answer"]
+__all__ = ["answer"]
 
 _GREEDY: dict[str, Any] = {"temperature": 0, "repeat_penalty": 1.0, "max_repeats": 0}
 """Whatever the catalogue advises for the model: penalties would hide repetition."""
 _CONTEXT = 2048
 """Tokens, of all replies that run side by side: a prompt and its reply take a quarter of it at most."""
-
-
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """A prompt.
-
-    Attributes:
-        messages: (role, text) each.
-        max_tokens: length of the longest reply.
-    """
-
-    messages: tuple[tuple[str, str], ...]
-    max_tokens: int
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply.
-
-    Attributes:
-        text: of it.
-        is_cut: it was as long as allowed.
-    """
-
-    text: str
-    is_cut: bool = False
-
-
-class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model answers.
-
-    Attributes:
-        n_parallel: replies side by side. With 1 the replies are the same each time; otherwise the engine's last bits depend on
-            which replies share a pass, and where two tokens are almost as likely another one may be taken.
-        n_threads: CPU threads; None lets the plan choose.
-    """
-
-    n_parallel: int = 4
-    n_threads: int | None = None
 
 
 def answer(model: Path, asks: Sequence[Ask], options: AnswerOptions) -> Iterator[tuple[int, Answer]]:

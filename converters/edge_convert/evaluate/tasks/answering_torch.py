@@ -13,7 +13,7 @@ from edge.errors import ModelFileError
 from edge.types import Message
 from edge_convert.evaluate.logits import tokenise_with
 from edge_convert.evaluate.passages import find_template
-from edge_convert.evaluate.tasks.answering import Answer, AnswerOptions, Ask
+from edge_convert.evaluate.tasks.asks import Answer, AnswerOptions, Ask
 from edge_convert.torch_models import load_model
 
 __all__ = ["answer"]

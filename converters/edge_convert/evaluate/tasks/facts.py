@@ -19,7 +19,8 @@ import msgspec
 
 from edge.errors import ModelFileError
 from edge.units import reason
-from edge_convert.evaluate.tasks.answering import AnswerOptions, Ask, answer
+from edge_convert.evaluate.tasks.answering import answer
+from edge_convert.evaluate.tasks.asks import AnswerOptions, Ask
 from edge_convert.evaluate.tasks.intervals import Share, share_of
 
 __all__ = ["FactsResult", "Question", "ask", "compare", "first_line", "is_right", "is_same", "measure_facts", "read_questions"]
