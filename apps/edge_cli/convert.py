@@ -34,6 +34,9 @@ _ONLY_FOR = {
     "compute_units": "verify",
 }
 
+_KEPT = ("keep_layers", "keep_ffn", "keep_vocab")
+"""Options that say what stays of a model."""
+
 
 @click.command(
     epilog=examples(
@@ -43,6 +46,7 @@ _ONLY_FOR = {
         "edge convert hf:Qwen/Qwen3-0.6B --for this-device",
         "edge convert ~/checkpoints/SmolLM2 --to gguf,onnx --gate top1=0.9,kl=0.1",
         "edge convert smollm2-135m --keep-layers 15 --distill-minutes 30",
+        "edge convert smollm2-135m --keep-vocab 16384 --quant Q4_1 --out english",
         "edge convert smollm2-135m --recipe smollm2-135m-15-layers --out student",
         "edge convert hf:Qwen/Qwen3-0.6B --lora my-adapter",
         "edge convert hf:Qwen/Qwen3-0.6B --lora hf:owner/adapter --name my-qwen",
@@ -83,6 +87,18 @@ _ONLY_FOR = {
 )
 @click.option(
     "--keep-layers", type=click.IntRange(1), metavar="N", help="Make the model smaller first: keep N layers and distil them."
+)
+@click.option(
+    "--keep-ffn",
+    type=click.IntRange(32),
+    metavar="N",
+    help="The same with N feed-forward neurons in each layer, a multiple of 32.",
+)
+@click.option(
+    "--keep-vocab",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The same with the N most frequent tokens; alone, it needs no distillation.",
 )
 @click.option(
     "--distill-minutes",
@@ -286,17 +302,17 @@ def _recipe(options: dict[str, Any]) -> Recipe | None:
 
     from edge_convert.smaller.recipe import Recipe, Source, Text, Training, check_recipe, find_recipe
 
-    keep, minutes, texts = options["keep_layers"], options["distill_minutes"], options["texts"]
+    minutes, texts = options["distill_minutes"], options["texts"]
+    kept = {name: options[name] for name in _KEPT if options[name] is not None}
     if options["recipe"] is not None:
         recipe = find_recipe(options["recipe"])
-    elif keep is None:
+    elif not kept:
         if minutes is not None or texts:
             raise click.UsageError("That needs --keep-layers N or --recipe NAME.", click.get_current_context())
         return None
     else:
-        recipe = Recipe(keep_layers=keep, training=Training())
-    if keep is not None:
-        recipe = replace(recipe, keep_layers=keep)
+        recipe = Recipe(training=Training())
+    recipe = replace(recipe, **kept)
     if minutes is not None:
         recipe = replace(recipe, training=replace(recipe.training, minutes=minutes, steps=0))
     if texts:

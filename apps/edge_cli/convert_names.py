@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choose_name", "enter", "fetch_adapter", "say_names"]
 
-_CHANGES = ("lora", "keep_layers", "recipe")  # options after which it is another model
+_CHANGES = ("lora", "keep_layers", "keep_ffn", "keep_vocab", "recipe")  # options after which it is another model
 
 
 def choose_name(app: App, source: str, options: Mapping[str, Any]) -> str:

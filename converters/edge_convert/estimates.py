@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edge_convert.smaller.recipe import ANSWERS_AT_ONCE, ROWS_AT_ONCE
+from edge_convert.smaller.recipe import ANSWERS_AT_ONCE, CHOICE_TOKENS, ROWS_AT_ONCE
 
 if TYPE_CHECKING:
     from edge_convert.facts import Facts
@@ -27,6 +27,7 @@ __all__ = [
     "read_texts",
     "read_tokenizer",
     "tokenise_texts",
+    "trim_vocabulary",
     "write_answers",
     "write_gguf",
 ]
@@ -127,9 +128,15 @@ def read_texts(facts: Facts, recipe: Recipe) -> int:
 
 def cut_layers(facts: Facts, recipe: Recipe) -> int:
     """Estimate choosing layers, which computes logits where it goes by divergence, and fitting what is left."""
-    logits = 16 * ROWS_AT_ONCE * facts.n_vocab if recipe.layers == "divergence" else 0
+    logits = 16 * ROWS_AT_ONCE * facts.n_vocab if recipe.keep_layers and recipe.layers == "divergence" else 0
     fit = 4 * recipe.repair_tokens * facts.width + 16 * facts.columns**2 if recipe.repair_tokens else 0
-    return read_texts(facts, recipe) + logits + fit
+    narrow = 24 * facts.model.inner**2 + 12 * CHOICE_TOKENS * facts.width if recipe.keep_ffn else 0
+    return read_texts(facts, recipe) + logits + fit + narrow
+
+
+def trim_vocabulary(facts: Facts) -> int:
+    """Estimate a smaller vocabulary: the model, the rows that stay, and the vocabulary in Python objects."""
+    return _TORCH + (4 if facts.is_wide else 2) * (facts.n_params + facts.largest) + _VOCABULARY_BYTES * facts.n_vocab
 
 
 def distil(student: Facts, recipe: Recipe) -> int:

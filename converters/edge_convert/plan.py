@@ -25,6 +25,7 @@ from edge_convert.manifest import digest_file, tool_versions
 from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress, digest_of
 from edge_convert.smaller.recipe import with_texts
 from edge_convert.smaller.steps import adapter_key, made_smaller, merge_step, merged, recipe_key, smaller_steps
+from edge_convert.smaller.vocabulary_steps import with_vocabulary
 from edge_convert.targets import TARGETS
 from edge_convert.tokenizer_files import check_tokenizer_files
 
@@ -102,11 +103,13 @@ def _steps(facts: Facts, request: Request) -> list[Step]:
     if request.smaller:
         steps += smaller_steps(reference, request.smaller, request.gguf.n_threads)
         exported = made_smaller(reference, request.smaller)
+        reference = with_vocabulary(reference, request.smaller)
     for form in dict.fromkeys(request.formats):
         steps += TARGETS[form].make_steps(exported, request)
     results = [step for step in steps if step.artifact]
     if request.card and results:
-        # A student is held to its teacher, so that the card shows the cost of dropping layers, too.
+        # A student is held to its teacher, so that the card shows the cost of what left, too.
+        # With a smaller vocabulary that is the teacher over the tokens that stay.
         steps.append(card_step(reference, results))
     return steps
 

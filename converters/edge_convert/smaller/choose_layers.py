@@ -41,6 +41,8 @@ def choose_layers(model: Any, tokens: Any, recipe: Recipe, title: str, on_progre
         UsageError: the model cannot keep these layers.
     """
     kinds = layer_kinds(model.config)
+    if not recipe.keep_layers:
+        return Choice(kept=tuple(range(len(kinds))), reason="all")
     if not isinstance(recipe.layers, str):
         check_layers(recipe.keep_layers, recipe.layers, kinds, title)
         return Choice(kept=recipe.layers, reason="named in the recipe")

@@ -1,4 +1,4 @@
-"""Choices of layers that a model can have.
+"""Choices of layers, and widths of their feed-forward part, that a model can have.
 
 llama.cpp knows by their place which layers of a Gemma have a sliding window, so a layer may only move to a place of its kind.
 """
@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 from edge.errors import UsageError
 
-__all__ = ["best_layers", "can_keep", "check_layers"]
+__all__ = ["NEURON_STEP", "best_layers", "can_keep", "check_ffn", "check_layers"]
+
+NEURON_STEP = 32
+"""Widths are multiples of this: of the blocks that formats quantise in."""
 
 
 def check_layers(keep: int, named: Sequence[int] | None, kinds: Sequence[str], title: str) -> None:
@@ -40,6 +43,25 @@ def check_layers(keep: int, named: Sequence[int] | None, kinds: Sequence[str], t
         )
     if any(kinds[index] != kinds[place] for place, index in enumerate(named)):
         raise UsageError("The layers that the recipe names do not fit the model's pattern of windows.", "Name others.")
+
+
+def check_ffn(keep: int, inner: int, title: str) -> None:
+    """Refuse a width that a model cannot be narrowed to.
+
+    Args:
+        keep: neurons that stay in each layer.
+        inner: of the model.
+        title: of the model.
+
+    Raises:
+        UsageError: it is not smaller, or not a multiple of 32.
+    """
+    if not NEURON_STEP <= keep < inner or keep % NEURON_STEP:
+        below = (inner - 1) // NEURON_STEP * NEURON_STEP
+        raise UsageError(
+            f"{title} has {inner:,} feed-forward neurons in a layer and cannot keep {keep:,}.",
+            f"Keep a multiple of {NEURON_STEP}, {below:,} at most.",
+        )
 
 
 def best_layers(scores: Sequence[float], keep: int, kinds: Sequence[str]) -> tuple[int, ...] | None:

@@ -12,9 +12,10 @@ import torch
 
 from edge_convert.checkpoint import SOURCE_NOTE, Checkpoint
 from edge_convert.smaller.loss import Head
+from edge_convert.smaller.vocabulary import trim_checkpoint
 from edge_convert.torch_models import layers_of, load_model
 
-__all__ = ["head_of", "keep_layers", "layer_kinds", "open_model", "save_model"]
+__all__ = ["head_of", "keep_layers", "keep_tokens", "layer_kinds", "open_model", "save_model"]
 
 
 def open_model(folder: Path, dtype: str = "bfloat16") -> Any:
@@ -55,7 +56,25 @@ def keep_layers(model: Any, kept: Sequence[int]) -> Any:
     return model
 
 
-def save_model(model: Any, folder: Path, source: Checkpoint, name: str) -> None:
+def keep_tokens(model: Any, kept: Sequence[int]) -> Any:
+    """Cut the embedding and the head of a model in place to the tokens of these numbers, ascending."""
+    modules = {id(module): module for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    rows = torch.tensor(list(kept))
+    cut: dict[int, Any] = {}
+    for module in modules.values():
+        old = module.weight
+        if id(old) not in cut:  # a head may be tied to the embedding
+            cut[id(old)] = torch.nn.Parameter(old[rows].clone(), requires_grad=False)
+        module.weight = cut[id(old)]
+        if getattr(module, "bias", None) is not None:
+            module.bias = torch.nn.Parameter(module.bias[rows].clone(), requires_grad=False)
+    model.get_input_embeddings().num_embeddings = model.get_output_embeddings().out_features = len(kept)
+    model.get_input_embeddings().padding_idx = None
+    model.config.vocab_size = len(kept)
+    return model
+
+
+def save_model(model: Any, folder: Path, source: Checkpoint, name: str, kept_tokens: Sequence[int] | None = None) -> None:
     """Save a model as a checkpoint folder, with the tokenizer and template of its source.
 
     Args:
@@ -63,11 +82,15 @@ def save_model(model: Any, folder: Path, source: Checkpoint, name: str) -> None:
         folder: made if needed.
         source: for tokenizer, template and licence.
         name: of the new model.
+        kept_tokens: ids of the source's tokens that stay, ascending; None if all do.
     """
     model.save_pretrained(folder, max_shard_size="4GB")
-    for file in source.tokenizer_files:
-        shutil.copyfile(source.folder / file, folder / file)
     config = json.loads((folder / "config.json").read_bytes())
+    if kept_tokens is None:
+        for file in source.tokenizer_files:
+            shutil.copyfile(source.folder / file, folder / file)
+    else:
+        config = trim_checkpoint(source.folder, folder, source.tokenizer_files, config, kept_tokens)
     config["architectures"] = [source.architecture.name]  # the class that loaded it may be a parent of that
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     note = {"source": name, "licence": source.licence, "source_quantised": None}

@@ -113,6 +113,63 @@ take better photographs; move to another city; plan a wedding; learn the guitar;
 tomatoes; build a bookshelf; set up a home network
 """
 
+_FACTS = (
+    (
+        "What is the capital of {}?; Which language do people speak in {}?; On which continent is {}?; "
+        "What is the currency of {}?",
+        """
+        Albania; Algeria; Angola; Armenia; Bangladesh; Belgium; Bolivia; Cambodia; Cameroon; Colombia; Croatia;
+        Cyprus; Ecuador; Ethiopia; Fiji; Georgia; Ghana; Guatemala; Honduras; Israel; Jamaica; Jordan;
+        Kazakhstan; Laos; Lebanon; Libya; Lithuania; Malaysia; Mali; Malta; Mozambique; Myanmar; Nepal;
+        Nicaragua; Pakistan; Panama; Paraguay; Qatar; Rwanda; Senegal; Serbia; Singapore; Slovakia; Slovenia;
+        Sri Lanka; Sudan; Syria; Tanzania; Tunisia; Uganda; Ukraine; Uruguay; Uzbekistan; Venezuela; Zambia
+        """,
+    ),
+    (
+        "Who wrote {}?; What is {} about?; When was {} written?",
+        """
+        Moby-Dick; Dracula; Jane Eyre; Wuthering Heights; Great Expectations; Les Misérables; The Odyssey; Emma; Ulysses;
+        Robinson Crusoe; Gulliver's Travels; The Time Machine; Treasure Island; Macbeth; The Republic; Walden; Middlemarch
+        """,
+    ),
+    (
+        "Who was {}?; What is {} famous for?; In which century did {} live?",
+        """
+        Marie Curie; Isaac Newton; Galileo Galilei; Charles Darwin; Cleopatra; Julius Caesar; Mozart; Beethoven; Napoleon;
+        Mahatma Gandhi; Nelson Mandela; Abraham Lincoln; Florence Nightingale; Aristotle; Plato; Michelangelo; Joan of Arc;
+        Christopher Columbus; Marco Polo; Thomas Edison; Nikola Tesla; Louis Pasteur; Ada Lovelace; Alan Turing
+        """,
+    ),
+    (
+        "What colour is {}?; What is {} made of?; What do we use {} for?; Where do we find {}?",
+        """
+        a lemon; coal; a ruby; an emerald; milk; a flamingo; rust; chlorophyll; ivory; amber; a tomato; sand; granite; a cloud;
+        leather; wool; rubber; a pencil; a candle; brass; chalk; a pearl; a coin; a tyre; cement
+        """,
+    ),
+    (
+        "What is {} used for?; Is {} a metal?",
+        """
+        helium; carbon; nitrogen; sodium; magnesium; aluminium; silicon; sulphur; chlorine; potassium; calcium; copper; zinc;
+        tin; lead; mercury; neon; uranium; nickel; titanium
+        """,
+    ),
+    (
+        "What is the opposite of {!r}?; Give me a word that means the same as {!r}.; Use the word {!r} in a sentence.",
+        """
+        heavy; dry; loud; narrow; sweet; brave; full; deep; soft; clean; polite; ancient; difficult; generous;
+        calm; cheap; wide; rough; tall; lazy
+        """,
+    ),
+    (
+        "How many legs does {} have?; What does {} eat?; What is the young of {} called?; Where does {} live?",
+        """
+        a horse; an ant; a duck; a crab; a frog; a lion; a bee; an elephant; a penguin; a kangaroo; a rabbit; a goat;
+        a squirrel; a bat; an eagle; a tortoise; a camel; a dolphin; a snail; a bear
+        """,
+    ),
+)
+
 
 def built_in_prompts() -> list[str]:
     """Return all built-in prompts, in a fixed order that mixes the kinds."""
@@ -124,6 +181,7 @@ def built_in_prompts() -> list[str]:
         *_combine(_CODE, _TASKS),
         *_combine(_ADVICE, _AIMS),
         *_sums(),
+        *_facts(),
     ]
     random.Random(_SEED).shuffle(made)  # noqa: S311  # an order, no secret
     return made
@@ -132,6 +190,12 @@ def built_in_prompts() -> list[str]:
 def _combine(forms: tuple[str, ...], *parts: str) -> list[str]:
     lists = [[" ".join(part.split()) for part in text.split(";")] for text in parts]
     return [form.format(*chosen) for chosen in itertools.product(*lists) for form in forms]
+
+
+def _facts() -> list[str]:
+    """Return short questions, whose answers a small model forgets first."""
+    forms = [(tuple(form.strip() for form in forms.split(";")), things) for forms, things in _FACTS]
+    return [prompt for kinds, things in forms for prompt in _combine(kinds, things)]
 
 
 def _sums() -> list[str]:

@@ -112,7 +112,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         title: for people.
-        keep_layers: number of layers that stay.
+        keep_layers: number of layers that stay; 0 keeps all.
+        keep_ffn: feed-forward neurons that stay in each layer (`edge_convert.smaller.ffn`); 0 keeps all.
+        keep_vocab: tokens that stay in the vocabulary (`edge_convert.smaller.vocabulary`); 0 keeps all.
         layers: how they are chosen (`edge_convert.smaller.layers`): "divergence", "influence", or their numbers.
         repair_tokens: to fit the rest to the teacher before training; 0 leaves that out. After a minute or two of training it
             makes no difference.
@@ -121,11 +123,25 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     title: str = ""
-    keep_layers: int
+    keep_layers: int = 0
+    keep_ffn: int = 0
+    keep_vocab: int = 0
     layers: Literal["influence", "divergence"] | tuple[int, ...] = "divergence"
     repair_tokens: int = 0
     texts: tuple[Text, ...] = ()
     training: Training = Training()
+
+    @property
+    def label(self) -> str:
+        """What stays, for names: "26-layers-ffn-1280-vocab-16384"."""
+        kept = {f"{self.keep_layers}-layers": self.keep_layers, f"ffn-{self.keep_ffn}": self.keep_ffn}
+        kept[f"vocab-{self.keep_vocab}"] = self.keep_vocab
+        return "-".join(name for name, number in kept.items() if number)
+
+    @property
+    def is_trained(self) -> bool:
+        """False if only tokens leave, which needs no training."""
+        return bool(self.training.minutes or self.training.steps)
 
 
 def with_texts(recipe: Recipe, n_params: int) -> Recipe:
@@ -137,7 +153,7 @@ def with_texts(recipe: Recipe, n_params: int) -> Recipe:
         recipe: from `check_recipe`.
         n_params: of the teacher.
     """
-    if recipe.texts:
+    if recipe.texts or not recipe.is_trained:
         return recipe
     training = recipe.training
     readable = training.minutes * _READ_IN_A_MINUTE * min(1.0, _READ_BY / n_params)
@@ -184,12 +200,16 @@ def check_recipe(recipe: Recipe) -> Recipe:
         UsageError: it is refused.
     """
     training = recipe.training
-    if not (training.minutes > 0) ^ (training.steps > 0):
+    needs_training = bool(recipe.keep_layers or recipe.keep_ffn)
+    if not needs_training and not recipe.keep_vocab:
+        raise UsageError("A recipe says what stays: keep_layers, keep_ffn or keep_vocab.", "Give one of them: --keep-layers 24")
+    if (needs_training or recipe.is_trained) and not (training.minutes > 0) ^ (training.steps > 0):
         raise UsageError(
             "A recipe says either how many minutes or how many steps it trains.", "Give one of them: --distill-minutes 30"
         )
-    if recipe.keep_layers < 1:
-        raise UsageError(f"A model cannot keep {recipe.keep_layers} layers.", "Keep at least one.")
+    for number, parts in ((recipe.keep_layers, "layers"), (recipe.keep_ffn, "neurons"), (recipe.keep_vocab, "tokens")):
+        if number < 0:
+            raise UsageError(f"A model cannot keep {number} {parts}.", "Keep at least one.")
     names = [text.name for text in recipe.texts]
     if recipe.texts and not any(text.tokens for text in recipe.texts):
         raise UsageError("The recipe has no text to train on.", "Give it one: [[texts]] in the recipe, or --distill-text FILE")

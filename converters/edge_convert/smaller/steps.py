@@ -14,12 +14,13 @@ from edge_convert.checkpoint import open_checkpoint
 from edge_convert.facts import Facts
 from edge_convert.manifest import digest_file
 from edge_convert.pipeline import FolderOf, Step, StepProgress, Work, digest_of
-from edge_convert.smaller.layers import check_layers
+from edge_convert.smaller.layers import check_ffn, check_layers
 from edge_convert.smaller.lora import Adapter, check_fit, merge
 from edge_convert.smaller.prompts import built_in_prompts
 from edge_convert.smaller.recipe import CHOICE_TOKENS, DIVERGENCE_TOKENS, METHOD, Recipe, Text
 from edge_convert.smaller.records import Choice, Provenance, Report
 from edge_convert.smaller.sources import find_file, read_documents
+from edge_convert.smaller.vocabulary_steps import vocabulary_step, with_vocabulary
 
 __all__ = ["adapter_key", "made_smaller", "merge_step", "merged", "recipe_key", "smaller_steps"]
 
@@ -41,14 +42,23 @@ def merged(facts: Facts, adapter: Adapter) -> Facts:
 
 def made_smaller(facts: Facts, recipe: Recipe) -> Facts:
     """Return the facts of the student of a model."""
+    facts = with_vocabulary(facts, recipe)
+    if not recipe.is_trained:
+        return facts
+    n_layers = recipe.keep_layers or facts.n_layers
+    n_gone = 3 * facts.width * (facts.model.inner - recipe.keep_ffn) if recipe.keep_ffn else 0
+    layer_params = facts.layer_params - n_gone
     return msgspec.structs.replace(
         facts,
-        name=short_name(f"{facts.name}-{recipe.keep_layers}-layers"),
-        n_params=facts.n_params - (facts.n_layers - recipe.keep_layers) * facts.layer_params,
-        n_layers=recipe.keep_layers,
+        name=short_name(f"{facts.name}-{recipe.label}"),
+        model=msgspec.structs.replace(facts.model, inner=recipe.keep_ffn or facts.model.inner),
+        n_params=facts.n_params - facts.n_layers * facts.layer_params + n_layers * layer_params,
+        layer_params=layer_params,
+        n_layers=n_layers,
+        columns=min(facts.columns, max(recipe.keep_ffn, facts.width)) if recipe.keep_ffn else facts.columns,
         quantised=None,
         is_wide=False,
-        made_by=f"checkpoint-{recipe.keep_layers}-layers",
+        made_by=f"checkpoint-{recipe.label}",
         describe=(*facts.describe, lambda folder_of: _describe(recipe, folder_of)),
     )
 
@@ -101,15 +111,24 @@ def smaller_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
     Raises:
         UsageError: the model cannot keep these layers.
     """
-    named = None if isinstance(recipe.layers, str) else recipe.layers
-    check_layers(recipe.keep_layers, named, _layer_kinds(facts), facts.name)
+    if recipe.keep_layers:
+        named = None if isinstance(recipe.layers, str) else recipe.layers
+        check_layers(recipe.keep_layers, named, _layer_kinds(facts), facts.name)
+    if recipe.keep_ffn:
+        check_ffn(recipe.keep_ffn, facts.model.inner, facts.name)
     written = [text for text in recipe.texts if text.is_written]
+    first = [_writing_step(facts, recipe, written, n_threads)] if written else []
+    if recipe.keep_vocab:
+        first.append(vocabulary_step(facts, recipe))
+    if not recipe.is_trained:
+        return first
+    teacher = with_vocabulary(facts, recipe)
     return [
-        *([_writing_step(facts, recipe, written, n_threads)] if written else []),
-        _text_step(facts, recipe),
-        _hidden_step(facts, recipe, n_threads),
-        _cut_step(facts, recipe, n_threads),
-        _distil_step(facts, recipe, n_threads),
+        *first,
+        _text_step(facts, teacher, recipe),
+        _hidden_step(teacher, recipe, n_threads),
+        _cut_step(teacher, recipe, n_threads),
+        _distil_step(teacher, recipe, n_threads),
     ]
 
 
@@ -119,15 +138,17 @@ def _describe_adapter(adapter: Adapter) -> dict[str, str]:
 
 def _describe(recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
     """Return the lines of a manifest that say how a student was made."""
-    folder = folder_of(f"checkpoint-{recipe.keep_layers}-layers")
+    folder = folder_of(f"checkpoint-{recipe.label}")
     choice = msgspec.json.decode((folder / _CHOICE).read_bytes(), type=Choice)
     report = msgspec.json.decode((folder / _REPORT).read_bytes(), type=Report)
     texts = msgspec.json.decode((folder_of("text") / "corpus.json").read_bytes(), type=list[Provenance])
     held_out = [
         f"{name} {report.before[name].divergence:.3f} to {report.after[name].divergence:.3f}" for name in sorted(report.after)
     ]
+    narrowed = {"feed-forward": f"{recipe.keep_ffn} neurons in each layer, those that matter most"} if recipe.keep_ffn else {}
     return {
         "layers": f"{', '.join(map(str, choice.kept))} of the source's ({choice.reason})",
+        **narrowed,
         "fitted by least squares": f"{choice.repaired} matrices on {recipe.repair_tokens} tokens" if choice.repaired else "no",
         "distilled": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s; {_terms(recipe)}",
         "texts": "; ".join(
@@ -202,11 +223,13 @@ def _writing_step(facts: Facts, recipe: Recipe, texts: Sequence[Text], n_threads
     )
 
 
-def _text_step(facts: Facts, recipe: Recipe) -> Step:
+def _text_step(whole: Facts, facts: Facts, recipe: Recipe) -> Step:
+    """Plan the step that makes windows of tokens, those of the teacher: its vocabulary may be smaller than the whole one."""
     wanted = _n_tokens(recipe.texts)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         from edge_convert.smaller.corpus import pack, read_written, save_corpus, tokenise
+        from edge_convert.smaller.vocabulary import respell_all
 
         source = facts.open(folder_of)
         filler = next(iter(source.model.eos), 0)
@@ -218,6 +241,8 @@ def _text_step(facts: Facts, recipe: Recipe) -> Step:
                 origin, licence = text.source.origin, text.source.licence
             else:
                 documents = read_written(folder_of("written"), text)
+                if recipe.keep_vocab:
+                    documents = respell_all(documents, whole.open(folder_of).folder, source.folder)
                 origin, licence = f"{source.name}'s own writing", ""
             parts, held = pack(documents, text, recipe.training.window, recipe.training.seed, filler)
             if len(parts[0]):
@@ -279,6 +304,7 @@ def _cut_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
 
         from edge_convert.smaller.choose_layers import choose_layers, sample_windows
         from edge_convert.smaller.corpus import load_corpus
+        from edge_convert.smaller.ffn import narrow_ffn
         from edge_convert.smaller.models import keep_layers, open_model, save_model
         from edge_convert.smaller.repair import can_repair, repair
         from edge_convert.torch_models import layers_of
@@ -296,25 +322,39 @@ def _cut_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
             for layer, weight in fitted.items():
                 layers_of(model)[layer].mlp.down_proj.weight.copy_(weight.to(torch.bfloat16))
             choice = msgspec.structs.replace(choice, repaired=len(fitted))
-        save_model(keep_layers(model, choice.kept), folder, source, source.name)
+        keep_layers(model, choice.kept)
+        if recipe.keep_ffn:
+            on_progress("narrowing the feed-forward layers", 0.6)
+            windows = sample_windows(corpus.tokens, CHOICE_TOKENS)
+            narrow_ffn(model, recipe.keep_ffn, windows, lambda share: on_progress("narrowing", 0.6 + share * 0.4))
+        save_model(model, folder, source, source.name)
         (folder / _CHOICE).write_bytes(msgspec.json.encode(choice))
 
+    n_layers = recipe.keep_layers or facts.n_layers
     body = 2 * facts.n_layers * facts.layer_params
     flops = 2.5 * (CHOICE_TOKENS + 3 * recipe.repair_tokens) * body
-    if recipe.layers == "divergence":
+    if recipe.keep_ffn:
+        flops += 2 * CHOICE_TOKENS * n_layers * facts.model.inner**2 + n_layers * facts.model.inner**3
+    if recipe.keep_layers and recipe.layers == "divergence":
         n_passes = sum(range(recipe.keep_layers + 1, facts.n_layers + 1))
         share = (facts.n_layers + recipe.keep_layers) / (2 * facts.n_layers)
         # The head gives the logits of both models each time.
         flops += DIVERGENCE_TOKENS * n_passes * (share * body + 4 * facts.n_vocab * facts.width)
     return Step(
         name="cut",
-        title=f"Keep {recipe.keep_layers} of {facts.n_layers} layers" + (", and fit them" if recipe.repair_tokens else ""),
+        title=_cut_title(facts, recipe),
         work=_with_threads(work, n_threads),
         seconds=8 + flops / (_CORE_FLOPS * n_threads),
         disk_bytes=2 * made_smaller(facts, recipe).n_params,
         memory_bytes=estimates.cut_layers(facts, recipe),
         is_heavy=True,
     )
+
+
+def _cut_title(facts: Facts, recipe: Recipe) -> str:
+    parts = [f"{recipe.keep_layers} of {facts.n_layers} layers"] if recipe.keep_layers else []
+    parts += [f"{recipe.keep_ffn:,} of {facts.model.inner:,} feed-forward neurons"] if recipe.keep_ffn else []
+    return f"Keep {' and '.join(parts) or 'all layers'}" + (", and fit them" if recipe.repair_tokens else "")
 
 
 def _distil_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
@@ -332,12 +372,12 @@ def _distil_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         corpus, hidden = load_corpus(folder_of("text")), folder_of("hidden")
         held_hidden = {held: open_hidden(hidden / held / "hidden.npy") for held in corpus.held_out}
         report = distil(student, corpus, open_hidden(hidden / "hidden.npy"), held_hidden, training, folder, on_progress)
-        save_model(student, folder, cut, f"{facts.open(folder_of).name}-{recipe.keep_layers}-layers")
+        save_model(student, folder, cut, f"{facts.open(folder_of).name}-{recipe.label}")
         (folder / _REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)))
         (folder / _CHOICE).write_bytes((cut.folder / _CHOICE).read_bytes())
         student_facts.write_manifest(folder, lambda step: folder if step == name else folder_of(step), "checkpoint", "BF16", {})
 
-    trained = recipe.keep_layers * facts.layer_params
+    trained = student_facts.n_layers * student_facts.layer_params
     flops = training.steps * training.batch * training.window * (6 * trained + 6 * facts.n_vocab * facts.width)
     return Step(
         name=name,

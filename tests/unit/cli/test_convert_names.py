@@ -15,7 +15,7 @@ from edge_cli.convert_names import choose_name, enter, say_names
 from tests.tiny_onnx import write_onnx
 from tests.unit.bench.fakes import write_gguf
 
-PLAIN: dict[str, Any] = {"name": None, "lora": None, "keep_layers": None, "recipe": None}
+PLAIN: dict[str, Any] = dict.fromkeys(("name", "lora", "keep_layers", "keep_ffn", "keep_vocab", "recipe"))
 
 
 @pytest.mark.parametrize(
