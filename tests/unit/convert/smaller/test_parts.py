@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,8 @@ def test_built_in_prompts_are_many_and_none_is_measured_with() -> None:
 
     prompts = built_in_prompts()
     assert len(set(prompts)) > 3_000
-    lines = (Path(__file__).parents[4] / "benchmarks/escalation_questions.jsonl").read_text(encoding="utf-8").splitlines()
-    measured = {json.loads(line)["question"] for line in lines} | set(read_texts()[1])
+    questions = files("edge_convert.evaluate") / "texts/questions.jsonl"
+    measured = {json.loads(line)["question"] for line in questions.read_text(encoding="utf-8").splitlines()}
+    measured |= set(read_texts()[1])
     assert not set(prompts) & measured
     assert prompts == built_in_prompts()
