@@ -24,6 +24,10 @@ KINDS = (
     "phi3",
     "phi3-long",
     "phi4",
+    "smollm3",
+    "granite",
+    "granite4",
+    "olmo2",
 )
 """Names for `make_checkpoint`; the part before "-" or the digit's version is a row of the table of architectures."""
 
@@ -40,6 +44,10 @@ ARCHITECTURE_OF = {
     "phi3": "Phi3ForCausalLM",
     "phi3-long": "Phi3ForCausalLM",
     "phi4": "Phi3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "granite4": "GraniteMoeHybridForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
 }
 
 TEMPLATE = (
@@ -80,6 +88,16 @@ _TOKENIZER_OF = {
     "phi3": "phi3",
     "phi3-long": "phi3",
     "phi4": "phi4",
+    "smollm3": "llama3",
+    "granite": "smollm",
+    "granite4": "phi4",
+    "olmo2": "phi4",
+}
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.125,
+    "logits_scaling": 2.5,
 }
 
 
@@ -107,6 +125,10 @@ def make_checkpoint(folder: Path, kind: str, *, shards: bool = False, dtype: str
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="200KB" if shards else "1GB")
+    if kind == "granite4":  # as the files on the Hub name their layers
+        config = json.loads((folder / "config.json").read_text())
+        config["layer_types"] = ["attention"] * len(config["layer_types"])
+        (folder / "config.json").write_text(json.dumps(config))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nMade by a test.\n")
     return folder
 
@@ -197,6 +219,19 @@ def _config(kind: str, n_vocab: int, changes: dict[str, Any]) -> Any:
             },
             **k,
         ),
+        "smollm3": lambda **k: transformers.SmolLM3Config(**(k | {"num_hidden_layers": 5})),
+        "granite": lambda **k: transformers.GraniteConfig(tie_word_embeddings=True, **_MULTIPLIERS, **k),
+        "granite4": lambda **k: transformers.GraniteMoeHybridConfig(
+            **_MULTIPLIERS,
+            num_local_experts=0,
+            num_experts_per_tok=0,
+            shared_intermediate_size=256,
+            position_embedding_type="rope",
+            layer_types=["full_attention"] * 2,
+            mamba_n_heads=4,
+            **k,
+        ),
+        "olmo2": lambda **k: transformers.Olmo2Config(**k),
         "phi4": lambda **k: transformers.Phi3Config(
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 250000.0, "partial_rotary_factor": 0.75},

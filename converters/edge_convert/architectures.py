@@ -14,10 +14,13 @@ from edge.names import FORMATS, TITLES, Format
 
 __all__ = [
     "ARCHITECTURES",
+    "REFUSED",
     "Architecture",
+    "Refused",
     "find_architecture",
     "find_gguf_architecture",
     "markdown_table",
+    "refusals_table",
 ]
 
 
@@ -35,9 +38,15 @@ class Architecture:
         biased: those with a bias.
         window_pattern: every n-th layer has full attention, the others a sliding window, where config.json does not say.
         n_wide_layers: layers of the variant whose attention is scaled by hidden size / heads; llama.cpp tells it by them.
-        windows: layers that may have a sliding window: "none", "all" of them, the "upper" ones, or by "layer_types".
+        windows: layers that may have a sliding window: "none", "all" of them, the "upper" ones, the "unrotated" ones, or by
+            "layer_types".
         has_attention_bias: attention_bias in config.json gives q, k, v and o a bias.
+        has_mlp_bias: mlp_bias in config.json gives gate, up and down a bias.
         has_even_width: transformers wants a hidden size that is a multiple of the heads.
+        is_tied: the head shares the embedding where config.json does not say.
+        has_wide_norms: the norms of q and k are over all heads at once.
+        has_multipliers: config.json scales embeddings, branches, scores and logits (Granite).
+        unrotated_period: every n-th layer has no rotary embedding, where config.json does not say; 0 for none.
         head_dim, n_kv_heads, window, norm_eps, theta, local_theta, caps: transformers' defaults of keys that config.json leaves
             out; 0 and None are no default of its own.
     """
@@ -51,9 +60,14 @@ class Architecture:
     biased: tuple[str, ...] = ()
     window_pattern: int = 1
     n_wide_layers: int = 0
-    windows: Literal["none", "all", "upper", "layer_types"] = "none"
+    windows: Literal["none", "all", "upper", "unrotated", "layer_types"] = "none"
     has_attention_bias: bool = False
+    has_mlp_bias: bool = False
     has_even_width: bool = False
+    is_tied: bool = False
+    has_wide_norms: bool = False
+    has_multipliers: bool = False
+    unrotated_period: int = 0
     head_dim: int = 0
     n_kv_heads: int = 0
     window: int | None = None
@@ -68,9 +82,46 @@ class Architecture:
         return self.gguf.startswith("gemma")
 
     @property
+    def is_permuted(self) -> bool:
+        """True where llama.cpp rotates neighbours, so that a GGUF interleaves the halves of each head of q and k."""
+        return self.gguf in ("llama", "granite", "smollm3")
+
+    @property
+    def has_pre_norms(self) -> bool:
+        """True where both halves of a layer begin with a norm."""
+        return "input_layernorm" in self.block_tensors
+
+    @property
+    def has_post_norms(self) -> bool:
+        """True where both halves of a layer end with a norm, before they are added."""
+        return "post_feedforward_layernorm" in self.block_tensors
+
+    @property
+    def mlp_norm(self) -> str:
+        """The norm that the feed-forward half begins with; "" for none."""
+        if not self.has_pre_norms:
+            return ""
+        return "pre_feedforward_layernorm" if self.has_post_norms else "post_attention_layernorm"
+
+    @property
+    def gate_up(self) -> str:
+        """The tensor that holds gate and up one above the other; "" where they are two."""
+        return next((name for name in self.block_tensors if name.endswith(("gate_up_proj", "input_linear"))), "")
+
+    @property
+    def down(self) -> str:
+        """The last matrix of the feed-forward half."""
+        return next(name for name in self.block_tensors if name.endswith(("down_proj", "output_linear")))
+
+    @property
     def model_type(self) -> str:
         """The name of its configuration in transformers."""
         return "gemma3_text" if self.module == "gemma3" else self.module
+
+    @property
+    def classes(self) -> str:
+        """The beginning of the names of its classes in transformers: "Llama" of LlamaDecoderLayer."""
+        return self.name.removesuffix("ForCausalLM")
 
     def layer_kinds(self, n_layers: int, period: int | None = None) -> tuple[str, ...]:
         """Return the kind of attention of each layer, where a config does not list them; `period` replaces window_pattern."""
@@ -98,7 +149,61 @@ ARCHITECTURES: dict[str, Architecture] = {
             formats=_ALL,
             block_tensors=_LLAMA_BLOCK,
             has_attention_bias=True,
+            has_mlp_bias=True,
             has_even_width=True,
+        ),
+        Architecture(
+            name="SmolLM3ForCausalLM",
+            title="SmolLM3",
+            gguf="smollm3",
+            module="smollm3",
+            formats=_ALL,
+            block_tensors=_LLAMA_BLOCK,
+            windows="unrotated",
+            has_attention_bias=True,
+            has_mlp_bias=True,
+            is_tied=True,
+            unrotated_period=4,
+            n_kv_heads=4,
+            theta=2_000_000.0,
+        ),
+        Architecture(
+            name="GraniteForCausalLM",
+            title="Granite 3",
+            gguf="granite",
+            module="granite",
+            formats=_ALL,
+            block_tensors=_LLAMA_BLOCK,
+            has_attention_bias=True,
+            has_mlp_bias=True,
+            has_multipliers=True,
+        ),
+        Architecture(
+            name="GraniteMoeHybridForCausalLM",
+            title="Granite 4 without Mamba layers and experts (350M, 1B, micro)",
+            gguf="granite",
+            module="granitemoehybrid",
+            formats=_ALL,
+            block_tensors=(*_SPLIT_ATTENTION, "shared_mlp.input_linear", "shared_mlp.output_linear", *_NORMS),
+            has_attention_bias=True,
+            has_multipliers=True,
+        ),
+        Architecture(
+            name="Olmo2ForCausalLM",
+            title="OLMo 2",
+            gguf="olmo2",
+            module="olmo2",
+            formats=_ALL,
+            block_tensors=(
+                *_SPLIT_ATTENTION,
+                *_SPLIT_MLP,
+                "post_attention_layernorm",
+                "post_feedforward_layernorm",
+                *_QK_NORMS,
+            ),
+            has_attention_bias=True,
+            has_wide_norms=True,
+            norm_eps=1e-5,
         ),
         Architecture(
             name="Qwen2ForCausalLM",
@@ -143,6 +248,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             module="gemma2",
             formats=_ALL,
             block_tensors=_GEMMA_BLOCK,
+            is_tied=True,
             window_pattern=2,
             n_wide_layers=46,
             windows="layer_types",
@@ -160,6 +266,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             module="gemma3",
             formats=_ALL,
             block_tensors=(*_GEMMA_BLOCK, *_QK_NORMS),
+            is_tied=True,
             window_pattern=6,
             n_wide_layers=62,
             windows="layer_types",
@@ -186,6 +293,46 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """Class name in config.json -> architecture."""
 
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A family that users bring and that is not converted.
+
+    Attributes:
+        names: the classes in config.json's `architectures`.
+        title: for people.
+        why: it is not converted, as the end of a sentence.
+        instead: what works, in a sentence.
+    """
+
+    names: tuple[str, ...]
+    title: str
+    why: str
+    instead: str
+
+
+REFUSED = (
+    Refused(
+        names=("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
+        title="Gemma 3n",
+        why="it has embeddings for each layer and hidden states in several streams",
+        instead="edge runs it as GGUF: edge chat -m hf:ggml-org/gemma-3n-E2B-it-GGUF",
+    ),
+    Refused(
+        names=("Gemma3ForConditionalGeneration",),
+        title="Gemma 3 with images",
+        why="it has a part for images",
+        instead="Convert a text-only size (270M, 1B), or run a GGUF: edge chat -m hf:ggml-org/gemma-3-4b-it-GGUF",
+    ),
+    Refused(
+        names=("Gemma3TextModel",),
+        title="EmbeddingGemma",
+        why="its attention looks both ways, and it has more matrices behind its pooling",
+        instead='edge runs it as GGUF: edge embed -m hf:ggml-org/embeddinggemma-300M-GGUF "a text"',
+    ),
+)
+"""Families that users ask for and that are refused by a sentence that says what works."""
+
 _RUNS = "edge runs most other models as GGUF: look for a repository of that model whose name ends in -GGUF."
 
 
@@ -200,6 +347,9 @@ def find_architecture(config: Mapping[str, Any], where: str) -> Architecture:
     known = ", ".join(ARCHITECTURES)
     if name is None:
         raise ModelFileError(f"{where}: config.json names no architecture.", f"Known are: {known}.")
+    refused = next((refused for refused in REFUSED if name in refused.names), None)
+    if refused is not None:
+        raise ModelFileError(f"{where} is a {refused.title}, which edge does not convert: {refused.why}.", refused.instead)
     if name not in ARCHITECTURES:
         raise ModelFileError(
             f"{where} is a {name[:80]}, an architecture that edge does not convert.", f"Known are: {known}. {_RUNS}"
@@ -242,4 +392,15 @@ def markdown_table() -> str:
     for architecture in ARCHITECTURES.values():
         cells = " | ".join("yes" if form in architecture.formats else "no" for form in FORMATS)
         lines.append(f"| {architecture.title} | `{architecture.name}` | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def refusals_table() -> str:
+    """Return the table of refused families in docs/convert.md."""
+    lines = ["| model | in config.json | not converted, since | what works |", "|---|---|---|---|"]
+    for refused in REFUSED:
+        names = ", ".join(f"`{name}`" for name in refused.names)
+        sentence, colon, command = refused.instead.partition(": edge ")
+        instead = f"{sentence}: `edge {command}`" if colon else sentence
+        lines.append(f"| {refused.title} | {names} | {refused.why} | {instead} |")
     return "\n".join(lines) + "\n"

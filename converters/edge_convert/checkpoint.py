@@ -164,6 +164,15 @@ class Checkpoint:
         parts = self.parts(name, self.tensors[name].size_bytes)
         return next(parts).reshape(self.tensors[name].shape)
 
+    def load_rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.generic]:
+        """Read rows [start, stop) of a tensor; see `load`."""
+        if stop is None:
+            return self.load(name)
+        info = self.tensors[name]
+        row_bytes = info.size_bytes // info.shape[0]
+        first, last = start * row_bytes, stop * row_bytes
+        return next(self.parts(name, last - first, start=first, end=last)).reshape(stop - start, *info.shape[1:])
+
     def parts(
         self, name: str, n_bytes: int = 16 << 20, *, start: int = 0, end: int | None = None
     ) -> Iterator[NDArray[np.generic]]:

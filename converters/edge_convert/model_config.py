@@ -6,6 +6,7 @@ writes is refused here, so that nothing is dropped in silence; what only one for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ LayerKind = Literal["full_attention", "sliding_attention"]
 _Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 _Scale = Annotated[float, Meta(gt=0.0, le=1e9)]
 _DType = Literal["auto", "float16", "bfloat16", "float32", "float64"]
+HYBRIDS = "edge runs it as GGUF: look for a repository of that model whose name ends in -GGUF."
 _GATED = {"silu": "silu", "swish": "silu"}
 _GEMMA = {"gelu_pytorch_tanh": "gelu"}
 
@@ -33,6 +35,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: _Size
     hidden_size: _Size
     intermediate_size: _Size
+    shared_intermediate_size: _Size | None = None
     num_hidden_layers: Annotated[int, Meta(ge=1, le=10_000)]
     num_attention_heads: _Size
     max_position_embeddings: Annotated[int, Meta(ge=1, le=1 << 30)]
@@ -60,6 +63,14 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     layer_types: tuple[str, ...] | None = None
     use_bidirectional_attention: bool | str | None = None
     query_pre_attn_scalar: _Scale | None = None
+    no_rope_layers: tuple[int, ...] | None = None
+    no_rope_layer_interval: Annotated[int, Meta(ge=1)] | None = None
+    embedding_multiplier: _Scale | None = None
+    residual_multiplier: _Scale | None = None
+    attention_multiplier: _Scale | None = None
+    logits_scaling: _Scale | None = None
+    num_local_experts: int | None = None
+    position_embedding_type: str | None = None
     attn_logit_softcapping: _Scale | None = None
     final_logit_softcapping: _Scale | None = None
     bos_token_id: int | None = None
@@ -86,6 +97,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         rope: the rotary embedding.
         window: tokens that a token sees in layers with a sliding window, itself included; None where there are none.
         layer_kinds: of each layer.
+        rotates: whether each layer has the rotary embedding.
+        embedding_scale: factor of the embeddings.
+        branch_scale: factor of both halves of a layer, before they are added.
+        logit_divisor: of the logits.
         attention_scalar: attention is scaled by its inverse root.
         attention_cap, final_cap: soft caps of the scores and of the logits.
         bos: id that begins a text.
@@ -109,6 +124,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     rope: Rope
     window: int | None
     layer_kinds: tuple[str, ...]
+    rotates: tuple[bool, ...]
+    embedding_scale: float
+    branch_scale: float
+    logit_divisor: float
     attention_scalar: float
     attention_cap: float | None
     final_cap: float | None
@@ -150,7 +169,8 @@ def read_model_config(config: Mapping[str, Any], architecture: Architecture, whe
     if heads % kv_heads:
         raise wrong_config(where, f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})")
     head_dim = _head_dim(config, fields, architecture, where)
-    kinds = _layer_kinds(config, fields, architecture, where)
+    rotates = _rotates(fields, architecture, where)
+    kinds = _layer_kinds(config, fields, architecture, where, rotates)
     rope = read_rope(fields, architecture, head_dim, where)
     if fields.use_bidirectional_attention:
         raise wrong_config(where, "use_bidirectional_attention is set: the model looks at later tokens, too")
@@ -158,7 +178,7 @@ def read_model_config(config: Mapping[str, Any], architecture: Architecture, whe
     return ModelConfig(
         n_vocab=fields.vocab_size,
         width=fields.hidden_size,
-        inner=fields.intermediate_size,
+        inner=_inner(fields, architecture, where),
         n_layers=fields.num_hidden_layers,
         n_heads=heads,
         n_kv_heads=kv_heads,
@@ -166,19 +186,58 @@ def read_model_config(config: Mapping[str, Any], architecture: Architecture, whe
         n_positions=fields.max_position_embeddings,
         norm_eps=architecture.norm_eps if fields.rms_norm_eps is UNSET else fields.rms_norm_eps,
         activation=_activation(fields, architecture, where),
-        says_tied=architecture.is_gemma if fields.tie_word_embeddings is UNSET else fields.tie_word_embeddings,
+        says_tied=architecture.is_tied if fields.tie_word_embeddings is UNSET else fields.tie_word_embeddings,
         attention_bias=fields.attention_bias and architecture.has_attention_bias,
-        mlp_bias=fields.mlp_bias and architecture.name == "LlamaForCausalLM",
+        mlp_bias=fields.mlp_bias and architecture.has_mlp_bias,
         rope=rope,
         window=window if "sliding_attention" in kinds else None,
         layer_kinds=kinds,
-        attention_scalar=float((fields.query_pre_attn_scalar or 256) if architecture.is_gemma else head_dim),
+        rotates=rotates,
+        embedding_scale=_embedding_scale(fields, architecture),
+        branch_scale=(fields.residual_multiplier or 1.0) if architecture.has_multipliers else 1.0,
+        logit_divisor=(fields.logits_scaling or 1.0) if architecture.has_multipliers else 1.0,
+        attention_scalar=_attention_scalar(fields, architecture, head_dim),
         attention_cap=_cap(config, fields, architecture, "attn_logit_softcapping"),
         final_cap=_cap(config, fields, architecture, "final_logit_softcapping"),
         bos=_token(fields.bos_token_id, "bos_token_id", fields.vocab_size, where),
         eos=_eos(fields, where),
         pad=fields.pad_token_id if 0 <= (fields.pad_token_id or 0) < fields.vocab_size else None,
     )
+
+
+def _inner(fields: _Fields, architecture: Architecture, where: str) -> int:
+    """Return the width of the feed-forward matrices; of a Granite 4 those of its shared expert, if there is no other."""
+    if architecture.module != "granitemoehybrid":
+        return fields.intermediate_size
+    if fields.num_local_experts != 0:
+        raise wrong_config(where, "it has experts, and edge converts a Granite 4 without them", HYBRIDS)
+    return fields.shared_intermediate_size or 1024
+
+
+def _rotates(fields: _Fields, architecture: Architecture, where: str) -> tuple[bool, ...]:
+    """Return whether each layer has the rotary embedding."""
+    n_layers, period = fields.num_hidden_layers, fields.no_rope_layer_interval or architecture.unrotated_period
+    if not architecture.unrotated_period:
+        if architecture.module == "granitemoehybrid" and fields.position_embedding_type != "rope":
+            raise wrong_config(where, "its attention has no positions", HYBRIDS)
+        return (True,) * n_layers
+    if fields.no_rope_layers is None:
+        return tuple((layer + 1) % period != 0 for layer in range(n_layers))
+    if len(fields.no_rope_layers) < n_layers:
+        raise wrong_config(where, f"no_rope_layers names {len(fields.no_rope_layers)} of {n_layers} layers")
+    return tuple(bool(rotates) for rotates in fields.no_rope_layers[:n_layers])
+
+
+def _embedding_scale(fields: _Fields, architecture: Architecture) -> float:
+    if architecture.is_gemma:
+        return math.sqrt(fields.hidden_size)
+    return (fields.embedding_multiplier or 1.0) if architecture.has_multipliers else 1.0
+
+
+def _attention_scalar(fields: _Fields, architecture: Architecture, head_dim: int) -> float:
+    if architecture.has_multipliers:
+        return (fields.attention_multiplier or 1.0) ** -2
+    return float((fields.query_pre_attn_scalar or 256) if architecture.is_gemma else head_dim)
 
 
 def _n_kv_heads(config: Mapping[str, Any], fields: _Fields, architecture: Architecture) -> int:
@@ -208,13 +267,17 @@ def _activation(fields: _Fields, architecture: Architecture, where: str) -> str:
     return known[named]
 
 
-def _layer_kinds(config: Mapping[str, Any], fields: _Fields, architecture: Architecture, where: str) -> tuple[str, ...]:
+def _layer_kinds(
+    config: Mapping[str, Any], fields: _Fields, architecture: Architecture, where: str, rotates: tuple[bool, ...]
+) -> tuple[str, ...]:
     """Return the kind of attention of each layer, as transformers derives it."""
     n_layers, window = fields.num_hidden_layers, fields.sliding_window
     if architecture.windows == "all":  # layer_types are not read there
         has_window = window is not None or ("sliding_window" not in config and architecture.window is not None)
         return ("sliding_attention" if has_window else "full_attention",) * n_layers
     if architecture.windows == "none":
+        if architecture.module == "granitemoehybrid":
+            _check_all_attend(fields, where)
         return ("full_attention",) * n_layers
     if fields.layer_types is not None:
         unknown = set(fields.layer_types) - {"full_attention", "sliding_attention"}
@@ -222,6 +285,9 @@ def _layer_kinds(config: Mapping[str, Any], fields: _Fields, architecture: Archi
             what = f"names {', '.join(sorted(unknown))}" if unknown else f"names {len(fields.layer_types)} of {n_layers} layers"
             raise wrong_config(where, f"layer_types {what}")
         kinds = fields.layer_types
+    elif architecture.windows == "unrotated":
+        slides = fields.use_sliding_window and window is not None
+        kinds = tuple("full_attention" if turns or not slides else "sliding_attention" for turns in rotates)
     elif architecture.windows == "upper":
         first = fields.max_window_layers
         slides = fields.use_sliding_window and (window is not None or "sliding_window" not in config)
@@ -230,11 +296,18 @@ def _layer_kinds(config: Mapping[str, Any], fields: _Fields, architecture: Archi
         period = fields.sliding_window_pattern if architecture.gguf == "gemma3" else None
         kinds = architecture.layer_kinds(n_layers, period)
     if "sliding_attention" in kinds:
-        if architecture.windows == "upper" and not fields.use_sliding_window:
+        if architecture.windows in ("upper", "unrotated") and not fields.use_sliding_window:
             raise wrong_config(where, "layer_types has layers with a window, and use_sliding_window is off")
         if "sliding_window" in config and window is None:
             raise wrong_config(where, "some layers have a sliding window, and sliding_window is null")
     return kinds
+
+
+def _check_all_attend(fields: _Fields, where: str) -> None:
+    """Refuse a Granite 4 with Mamba layers; older files say "attention" where newer ones say "full_attention"."""
+    kinds = fields.layer_types or ()
+    if len(kinds) != fields.num_hidden_layers or set(kinds) - {"attention", "full_attention"}:
+        raise wrong_config(where, "it has Mamba layers, and edge converts a Granite 4 without them", HYBRIDS)
 
 
 def _cap(config: Mapping[str, Any], fields: _Fields, architecture: Architecture, key: str) -> float | None:

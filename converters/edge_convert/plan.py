@@ -54,6 +54,7 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
             f"{facts.architecture.title} cannot become {' or '.join(missing)}.",
             "docs/convert.md shows its formats.",
         )
+    _check_smaller(request, facts)
     request = _completed(request, facts)
     tools = [tool for form in request.formats for tool in TARGETS[form].tools]
     tools += SMALLER_TOOLS if request.changes_model else ()
@@ -77,6 +78,17 @@ def _check_out(out: Path) -> None:
         raise UsageError(
             f"{short_name(str(out), 200)} cannot be the folder for the results: {why}.", "Give another one with --out."
         ) from error
+
+
+def _check_smaller(request: Request, facts: Facts) -> None:
+    """Refuse to make a model smaller where its parts cannot be told apart from then on."""
+    if request.smaller and request.smaller.keep_layers and not all(facts.model.rotates):
+        raise UsageError(
+            f"{facts.architecture.title} cannot lose layers: those without rotary embedding are told by their place.",
+            "Leave out --keep-layers.",
+        )
+    if request.smaller and request.smaller.keep_ffn and not facts.architecture.down.startswith("mlp."):
+        raise UsageError(f"The feed-forward layers of {facts.architecture.title} cannot be narrowed.", "Leave out --keep-ffn.")
 
 
 def _completed(request: Request, facts: Facts) -> Request:

@@ -170,9 +170,9 @@ def _attention_factor(kind: str, parameters: Mapping[str, Any], longest: int, or
     return 0.1 * math.log(factor) + 1.0
 
 
-def wrong_config(where: str, what: str) -> ModelFileError:
+def wrong_config(where: str, what: str, hint: str = "") -> ModelFileError:
     """Return the error for a configuration that edge cannot use."""
     return ModelFileError(
         f"The configuration of {where} cannot be used: {what}.",
-        "Download the model again. If you changed its config.json, correct that.",
+        hint or "Download the model again. If you changed its config.json, correct that.",
     )

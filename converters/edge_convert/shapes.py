@@ -30,8 +30,10 @@ def tensor_shapes(architecture: Architecture, model: ModelConfig) -> dict[str, S
         "up_proj": (model.inner, model.width),
         "gate_up_proj": (2 * model.inner, model.width),
         "down_proj": (model.width, model.inner),
-        "q_norm": (model.head_dim,),
-        "k_norm": (model.head_dim,),
+        "q_norm": (queries if architecture.has_wide_norms else model.head_dim,),
+        "k_norm": (keys if architecture.has_wide_norms else model.head_dim,),
+        "input_linear": (2 * model.inner, model.width),
+        "output_linear": (model.width, model.inner),
     }
     biased = {*architecture.biased, *(_ATTENTION if model.attention_bias else ()), *(_MLP if model.mlp_bias else ())}
     found: dict[str, Shape] = {EMBEDDING: (model.n_vocab, model.width), "model.norm.weight": (model.width,)}

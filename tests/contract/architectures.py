@@ -17,10 +17,10 @@ def write(path: Path, kind: str) -> Path:
     architecture, _, special = kind.partition(" ")
     weights = architecture if architecture.startswith("Q") else ""
     name = "llama" if weights or kind == "mixed" else architecture
-    model = TinyModel(path, name, n_layer=6 if name == "gemma3" else 2)
+    model = TinyModel(path, name, n_layer={"gemma3": 6, "smollm3": 4}.get(name, 2))
     if weights:
         model.kind = gguf.GGMLQuantizationType[weights]
-    model.add_attention(WIDTH // HEAD_DIM if architecture in ("qwen2", "phi3") else HEADS)
+    model.add_attention(WIDTH // HEAD_DIM if architecture in ("qwen2", "phi3", "olmo2") else HEADS)
     model.add_tokenizer()
     model.writer.add_rope_freq_base(5000.0)
     if name == "phi3":  # llama.cpp expects special tokens of a model that is called so
@@ -28,6 +28,11 @@ def write(path: Path, kind: str) -> Path:
         model.writer.add_name("tiny")
     if name == "gemma3":
         model.writer.add_sliding_window(32)
+    if name == "granite":
+        model.writer.add_attention_scale(0.125)
+        model.writer.add_embedding_scale(3.0)
+        model.writer.add_residual_scale(0.4)
+        model.writer.add_logit_scale(2.5)
     if special == "partial":
         model.writer.kv_data[0].pop(f"{name}.rope.dimension_count")
         model.writer.add_rope_dimension_count(HEAD_DIM // 2)
@@ -78,6 +83,9 @@ def write(path: Path, kind: str) -> Path:
             model.tensor(f"{block}.ffn_up.weight", 2 * FFN, WIDTH)
             model.tensor(f"{block}.ffn_down.weight", WIDTH, FFN)
             continue
+        if architecture == "olmo2":  # its norms are behind, and over all heads at once
+            _add_olmo2_tensors(model, layer)
+            continue
         model.add_ffn_tensors(layer)
         if architecture == "qwen2":  # its heads share the width
             model.norm(f"blk.{layer}.attn_norm.weight")
@@ -94,3 +102,16 @@ def write(path: Path, kind: str) -> Path:
             model.norm(f"blk.{layer}.attn_q_norm.weight", HEAD_DIM)
             model.norm(f"blk.{layer}.attn_k_norm.weight", HEAD_DIM)
     return model.write()
+
+
+def _add_olmo2_tensors(model: TinyModel, layer: int) -> None:
+    block, kv = f"blk.{layer}", KV_HEADS * HEAD_DIM
+    for part, rows in (("q", WIDTH), ("k", kv), ("v", kv), ("output", WIDTH)):
+        model.tensor(f"{block}.attn_{part}.weight", rows, WIDTH)
+    model.norm(f"{block}.attn_q_norm.weight")
+    model.norm(f"{block}.attn_k_norm.weight", kv)
+    model.norm(f"{block}.post_attention_norm.weight")
+    model.tensor(f"{block}.ffn_gate.weight", FFN, WIDTH)
+    model.tensor(f"{block}.ffn_up.weight", FFN, WIDTH)
+    model.tensor(f"{block}.ffn_down.weight", WIDTH, FFN)
+    model.norm(f"{block}.post_ffw_norm.weight")

@@ -24,12 +24,13 @@ from tests.contract.entries import make_plan
 pytest.importorskip("openvino")
 PLAIN = (
     "llama", "llama tied", "llama scaled", "llama factors", "llama yarn", "llama longrope", "qwen2", "qwen3", "phi3",
-    "phi3 partial", "gemma3", "gemma3 scaled",
+    "phi3 partial", "gemma3", "gemma3 scaled", "smollm3", "granite", "olmo2",
 )  # fmt: skip
 KINDS = (*PLAIN, "Q4_0", "Q4_1", "Q8_0", "mixed")
 PARTS = {  # of the compiled model: paged attention, rotations, norms, products with weights
     "llama": (2, 4, 5, 9), "llama yarn": (2, 4, 5, 9), "qwen2": (2, 4, 5, 9), "qwen3": (2, 4, 9, 9), "phi3": (2, 4, 5, 9),
-    "phi3 partial": (2, 4, 5, 9), "gemma3": (6, 12, 37, 25), "Q4_1": (2, 4, 5, 9),
+    "phi3 partial": (2, 4, 5, 9), "gemma3": (6, 12, 37, 25), "Q4_1": (2, 4, 5, 9), "smollm3": (4, 6, 9, 17),
+    "olmo2": (2, 4, 9, 9),
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 
 from edge.errors import ModelFileError
+from edge_convert.architectures import Architecture
 from edge_convert.gguf.blocks import BLOCK_BYTES, checkpoint_rows, unpack_blocks
 from edge_convert.gguf.config import name_map
 
@@ -28,21 +29,21 @@ class CarriedWeights:
     Args:
         path: the GGUF.
         decoder: of the checkpoint that was made from it.
-        architecture: the GGUF's name for the architecture ("llama").
+        architecture: of the checkpoint.
 
     Raises:
         ModelFileError: this is not a GGUF.
     """
 
-    def __init__(self, path: Path, decoder: Decoder, architecture: str) -> None:
+    def __init__(self, path: Path, decoder: Decoder, architecture: Architecture) -> None:
         try:
             self._reader = gguf.GGUFReader(path)
         except (OSError, ValueError) as error:
             raise ModelFileError(f"{path} cannot be read as a GGUF: {error}.", "Download it again.") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        self._names = name_map(architecture, decoder.n_layers)
+        self._names = name_map(architecture.gguf, decoder.n_layers)
         self._decoder = decoder
-        self._permuted = architecture == "llama"
+        self._permuted = architecture.is_permuted
 
     def find(self, name: str, expected: NDArray[np.float32]) -> Blocks | None:
         """Return the blocks of a matrix, or None if the GGUF has none that fit.

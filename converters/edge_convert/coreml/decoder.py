@@ -53,12 +53,24 @@ class Decoder(msgspec.Struct, frozen=True):
     embed_scale: float = 1.0
     norm_plus_one: bool = False
     """The checkpoint stores norm weights minus one (Gemma)."""
-    sandwich: bool = False
-    """Norms after attention and MLP too (Gemma)."""
+    has_pre_norms: bool = True
+    """Norms before attention and MLP."""
+    has_post_norms: bool = False
+    """Norms after attention and MLP (Gemma, OLMo 2)."""
+    has_wide_norms: bool = False
+    """The norms of q and k are over all heads at once (OLMo 2)."""
+    rotates: tuple[bool, ...] = ()
+    """Per layer: whether it has the rotary embedding; empty if all have."""
+    branch_scale: float = 1.0
+    """Factor of what attention and MLP add (Granite)."""
+    logit_divisor: float = 1.0
     residual_scale: float = 1.0
     """Power of two that scales the residual stream, so that fp16 does not overflow."""
-    fused: bool = False
-    """q, k, v in one tensor, gate and up in another (Phi-3)."""
+    qkv: str = ""
+    """The tensor that holds q, k and v (Phi-3)."""
+    gate_up: str = ""
+    """The tensor that holds gate and up (Phi-3, Granite 4)."""
+    down: str = "mlp.down_proj"
 
     @property
     def groups(self) -> int:
@@ -92,7 +104,8 @@ def read_decoder(folder: Path) -> Decoder:
             f"The activation {activation!r} of this checkpoint is not built by the Core ML exporter.",
             f"It builds {', '.join(sorted(ACTIVATIONS))}. Convert to GGUF or ONNX instead.",
         )
-    gemma = architecture.startswith("Gemma")
+    row = ARCHITECTURES[architecture]
+    gemma = row.is_gemma
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query_scalar = getattr(config, "query_pre_attn_scalar", None) or head_dim
     types = _layer_types(config)
@@ -116,9 +129,13 @@ def read_decoder(folder: Path) -> Decoder:
         final_softcap=getattr(config, "final_logit_softcapping", None) if gemma else None,
         embed_scale=float(config.hidden_size) ** 0.5 if gemma else 1.0,
         norm_plus_one=gemma,
-        sandwich=gemma,
+        has_pre_norms=row.has_pre_norms,
+        has_post_norms=row.has_post_norms,
+        has_wide_norms=row.has_wide_norms,
         residual_scale=1 / 16 if gemma else 1.0,
-        fused=architecture == "Phi3ForCausalLM",
+        qkv=next((name for name in row.block_tensors if name.endswith("qkv_proj")), ""),
+        gate_up=row.gate_up,
+        down=row.down,
     )
 
 
@@ -157,9 +174,10 @@ def rotary_tables(folder: Path, decoder: Decoder, context: int) -> dict[str, tup
             f"A context of {context} tokens was asked for, but this model knows positions up to {limit}.",
             f"Choose a context of at most {limit}.",
         )
-    module_name = ARCHITECTURES[decoder.architecture].module
+    row = ARCHITECTURES[decoder.architecture]
+    module_name = row.module
     module = importlib.import_module(f"transformers.models.{module_name}.modeling_{module_name}")
-    rotary = getattr(module, f"{module_name.capitalize()}RotaryEmbedding")(config)
+    rotary = getattr(module, f"{row.classes}RotaryEmbedding")(config)
     per_type = module_name == "gemma3"
     tables = {}
     for kind in sorted(set(decoder.layer_types)):
@@ -175,22 +193,20 @@ def layer_linears(decoder: Decoder, layer: int) -> dict[str, Linear]:
     """Return the seven matrices of a layer by their usual names (q, k, v, o, gate, up, down)."""
     attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
     n_q, n_kv, wide = decoder.n_heads * decoder.head_dim, decoder.n_kv_heads * decoder.head_dim, decoder.intermediate
-    linears = {"o": Linear(attention + "o_proj", 0, decoder.hidden), "down": Linear(mlp + "down_proj", 0, decoder.hidden)}
-    if decoder.fused:
-        qkv, gate_up = attention + "qkv_proj", mlp + "gate_up_proj"
+    prefix = f"model.layers.{layer}."
+    linears = {"o": Linear(attention + "o_proj", 0, decoder.hidden), "down": Linear(prefix + decoder.down, 0, decoder.hidden)}
+    if decoder.qkv:
+        qkv = prefix + decoder.qkv
         linears |= {
             "q": Linear(qkv, 0, n_q),
             "k": Linear(qkv, n_q, n_q + n_kv),
             "v": Linear(qkv, n_q + n_kv, n_q + 2 * n_kv),
-            "gate": Linear(gate_up, 0, wide),
-            "up": Linear(gate_up, wide, 2 * wide),
         }
     else:
-        linears |= {
-            "q": Linear(attention + "q_proj", 0, n_q),
-            "k": Linear(attention + "k_proj", 0, n_kv),
-            "v": Linear(attention + "v_proj", 0, n_kv),
-            "gate": Linear(mlp + "gate_proj", 0, wide),
-            "up": Linear(mlp + "up_proj", 0, wide),
-        }
+        linears |= {part: Linear(f"{attention}{part}_proj", 0, n_q if part == "q" else n_kv) for part in "qkv"}
+    if decoder.gate_up:
+        gate_up = prefix + decoder.gate_up
+        linears |= {"gate": Linear(gate_up, 0, wide), "up": Linear(gate_up, wide, 2 * wide)}
+    else:
+        linears |= {part: Linear(f"{mlp}{part}_proj", 0, wide) for part in ("gate", "up")}
     return linears

@@ -79,6 +79,12 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
         read_decoder(checkpoint),
         tied=opened.is_tied,
         layer_types=kinds,
+        attention_scale=opened.model.attention_scalar**-0.5,
+        embed_scale=opened.model.embedding_scale,
+        branch_scale=opened.model.branch_scale,
+        logit_divisor=opened.model.logit_divisor,
+        rotates=opened.model.rotates,
+        intermediate=opened.model.inner,
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
     )
     check_options(options)

@@ -152,30 +152,36 @@ class _FunctionBuilder:
     def _layer(self, x: Any, layer: int, only_cache: bool) -> Any:
         mb, decoder, prefix = self._mb, self._decoder, f"model.layers.{layer}."
         linears = layer_linears(decoder, layer)
-        normed = self._norm(x, prefix + "input_layernorm", residual=True)
-        keys = self._heads(normed, linears["k"], prefix + "self_attn.k_norm", layer)
+        normed = self._norm(x, prefix + "input_layernorm", residual=True) if decoder.has_pre_norms else x
+        turn = layer if not decoder.rotates or decoder.rotates[layer] else None
+        keys = self._heads(normed, linears["k"], prefix + "self_attn.k_norm", turn)
         values = self._heads(normed, linears["v"], None, None)
         self._write(keys, values, layer)
         if only_cache:
             return x
-        attended = self._attend(self._heads(normed, linears["q"], prefix + "self_attn.q_norm", layer), layer)
+        attended = self._attend(self._heads(normed, linears["q"], prefix + "self_attn.q_norm", turn), layer)
         out = self._linear(attended, linears["o"])
-        if decoder.sandwich:
+        if decoder.has_post_norms:
             out = self._norm(out, prefix + "post_attention_layernorm", scale=decoder.residual_scale)
-        x = mb.add(x=x, y=out)
-        before_mlp = "pre_feedforward_layernorm" if decoder.sandwich else "post_attention_layernorm"
-        normed = self._norm(x, prefix + before_mlp, residual=True)
+        x = mb.add(x=x, y=self._scaled(out, decoder.branch_scale))
+        before_mlp = "pre_feedforward_layernorm" if decoder.has_post_norms else "post_attention_layernorm"
+        normed = self._norm(x, prefix + before_mlp, residual=True) if decoder.has_pre_norms else x
         gate, up = self._linear(normed, linears["gate"]), self._linear(normed, linears["up"])
         gate = mb.silu(x=gate) if decoder.activation == "silu" else mb.gelu(x=gate, mode="TANH_APPROXIMATION")
         out = self._linear(mb.mul(x=gate, y=up), linears["down"])
-        if decoder.sandwich:
+        if decoder.has_post_norms:
             out = self._norm(out, prefix + "post_feedforward_layernorm", scale=decoder.residual_scale)
-        return mb.add(x=x, y=out)
+        return mb.add(x=x, y=self._scaled(out, decoder.branch_scale))
+
+    def _scaled(self, x: Any, scale: float) -> Any:
+        return x if scale == 1.0 else self._mb.mul(x=x, y=np.float16(scale))
 
     def _heads(self, x: Any, linear: Linear, norm: str | None, rotate_as: int | None) -> Any:
         """Project (1, hidden, 1, tokens) to (1, heads, tokens, head_dim), normed and rotated where asked."""
         mb, dim = self._mb, self._decoder.head_dim
         heads = self._linear(x, linear)
+        if norm is not None and self._decoder.has_wide_norms:
+            heads, norm = self._norm(heads, norm), None
         heads = mb.reshape(x=heads, shape=[1, (linear.stop - linear.start) // dim, dim, self._n])
         if norm is not None:
             heads = self._norm(heads, norm, axis=2)
@@ -245,6 +251,7 @@ class _FunctionBuilder:
             pieces.append(mb.conv(x=x, weight=piece))
         logits = pieces[0] if len(pieces) == 1 else mb.concat(values=pieces, axis=1)
         logits = mb.reshape(x=logits, shape=[1, decoder.vocab])
+        logits = self._scaled(logits, 1 / decoder.logit_divisor)
         if decoder.final_softcap is not None:
             logits = self._softcap(logits, decoder.final_softcap)
         return mb.identity(x=logits, name="logits")

@@ -90,7 +90,7 @@ class Encoder:
         return self.checkpoint.load_f32(f"{name}.weight")
 
     def _carry(self, path: Path) -> None:
-        source = CarriedWeights(path, self.decoder, self.checkpoint.architecture.gguf)
+        source = CarriedWeights(path, self.decoder, self.checkpoint.architecture)
         for name in self._matrices():
             blocks = source.find(name, self._load(name))
             if blocks is not None:

@@ -92,7 +92,7 @@ def write_adapter(adapter: Adapter, model: GGUFHeader, out: Path) -> None:
         ModelFileError: it does more than LoRA, is for another architecture, or is damaged.
     """
     logging.getLogger("gguf.gguf_writer").setLevel(logging.ERROR)
-    find_gguf_architecture(model.architecture, "The model")
+    architecture = find_gguf_architecture(model.architecture, "The model")
     config = _config(adapter)
     names = name_map(model.architecture, model.n_layer)
     writer = GGUFWriter(out, model.architecture)
@@ -108,7 +108,7 @@ def write_adapter(adapter: Adapter, model: GGUFHeader, out: Path) -> None:
                     f"{adapter.name} changes {module}, which has no place in a GGUF file.", "Name the model it was trained on."
                 )
             a, b = pair.a, pair.b * np.float32(_scale(config, module, pair.a.shape[0]))
-            if (found := PERMUTED.search(f"{module}.weight")) and model.architecture == "llama":
+            if (found := PERMUTED.search(f"{module}.weight")) and architecture.is_permuted:
                 n_heads = model.n_head if found[1] == "q" else model.n_head_kv
                 b = _paired(b, n_heads, module, adapter.name)
             if name == "token_embd.weight":  # its rows are looked up

@@ -103,6 +103,7 @@ def reference_logits(checkpoint: Checkpoint, tokens: Sequence[int], precision: s
         if precision in _ROUNDED:
             hidden = hidden.to(_ROUNDED[precision]).float()
         logits = _project(checkpoint, hidden.numpy())
+        logits /= np.float32(checkpoint.model.logit_divisor)
     cap = checkpoint.model.final_cap
     return cap * np.tanh(logits / cap) if cap else logits
 
@@ -143,9 +144,9 @@ class _Layers:
 def _layer_class(checkpoint: Checkpoint) -> Any:
     import importlib
 
-    name = checkpoint.architecture.module
-    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    return getattr(module, f"{name.capitalize()}DecoderLayer")
+    architecture = checkpoint.architecture
+    module = importlib.import_module(f"transformers.models.{architecture.module}.modeling_{architecture.module}")
+    return getattr(module, f"{architecture.classes}DecoderLayer")
 
 
 def _tokens(checkpoint: Checkpoint) -> list[int]:

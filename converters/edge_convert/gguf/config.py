@@ -46,6 +46,11 @@ def write_config(writer: GGUFWriter, model: ModelConfig, architecture: Architect
     writer.add_value_length(model.head_dim)
     writer.add_layer_norm_rms_eps(model.norm_eps)
     _write_rope(writer, model)
+    if architecture.has_multipliers:
+        writer.add_attention_scale(model.attention_scalar**-0.5)
+        writer.add_embedding_scale(model.embedding_scale)
+        writer.add_residual_scale(model.branch_scale)
+        writer.add_logit_scale(model.logit_divisor)
     if architecture.is_gemma:
         writer.add_sliding_window(model.window or model.n_positions)
         if model.window_period != architecture.window_pattern and model.window_period is not None:

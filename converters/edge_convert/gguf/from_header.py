@@ -67,9 +67,11 @@ def header_config(path: Path, header: GGUFHeader, architecture: Architecture) ->
         "rope_parameters": _rope(path, header, value),
         "dtype": "float32",
     }
-    if arch == "llama":
+    if architecture.has_mlp_bias:
         config["attention_bias"] = "blk.0.attn_q.bias" in names
         config["mlp_bias"] = "blk.0.ffn_up.bias" in names
+    if architecture.has_multipliers:
+        config |= _multipliers(value, config["head_dim"])
     if architecture.is_gemma:
         by_width = header.n_layer == architecture.n_wide_layers
         caps = {key: value.number(key, dict(architecture.caps).get(key)) for key in _CAPS}
@@ -88,6 +90,19 @@ def header_config(path: Path, header: GGUFHeader, architecture: Architecture) ->
         config[{"padding": "pad"}.get(kind, kind) + "_token_id"] = header.metadata.get(f"tokenizer.ggml.{kind}_token_id")
     _check_sizes(value, {"attention.value_length": config["head_dim"], "vocab_size": header.n_vocab})
     return config
+
+
+def _multipliers(value: _Values, head_dim: int) -> dict[str, float]:
+    """Return the factors of a Granite."""
+    if value("rope.scaling.finetuned") is False:
+        raise ModelFileError("The file's attention has no positions, which edge does not convert.", "Convert its checkpoint.")
+    keys = {
+        "embedding_multiplier": ("embedding_scale", 1.0),
+        "residual_multiplier": ("residual_scale", 1.0),
+        "attention_multiplier": ("attention.scale", head_dim**-0.5),
+        "logits_scaling": ("logit_scale", 1.0),
+    }
+    return {name: _short_float(value.number(key, default)) for name, (key, default) in keys.items()}
 
 
 def _check_sizes(value: _Values, sizes: Mapping[str, Any]) -> None:

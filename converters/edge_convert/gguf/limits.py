@@ -35,6 +35,8 @@ OUTPUT_BIAS = "self_attn.o_proj.bias"
 """End of the name of the bias behind attention."""
 
 
+_READS_FACTORS = ("llama", "granite")
+"""Architectures whose files may list the factors of frequencies, and have a bias behind attention."""
 _USUAL_YARN: dict[str, Any] = {"truncate": True, "beta_fast": 32, "beta_slow": 1}
 """Numbers that a llama.cpp context takes for these architectures, whatever the file says. It also rounds the bounds."""
 
@@ -46,9 +48,17 @@ def check_config(model: ModelConfig, architecture: Architecture) -> None:
         ModelFileError: llama.cpp cannot run this variant.
     """
     own = _own_yarn(model.rope)
-    if own and architecture.gguf != "llama":
+    if own and architecture.gguf not in _READS_FACTORS:
         number = model.rope.scaling[own]
         raise _cannot(f"its positions are scaled by YaRN with {own} = {number}, and it knows that of Llama only", "coreml")
+    if architecture.unrotated_period and model.rotates != _usual_rotates(architecture, model.n_layers):
+        raise _cannot("it has rotary embeddings in other layers than llama.cpp has")
+    if architecture.unrotated_period and model.mlp_bias:
+        raise _cannot("its feed-forward matrices have a bias")
+    if architecture.gguf in ("smollm3", "olmo2") and model.rope.kind in ("llama3", "longrope"):
+        raise _cannot(f"its positions are scaled by {model.rope.kind}, which it does not read for a {architecture.title}")
+    if architecture.gguf == "olmo2" and model.head_dim * model.n_heads != model.width:
+        raise _cannot(f"its {model.n_heads} heads of {model.head_dim} are not as wide as its hidden state")
     if not architecture.is_gemma:
         return
     if model.window_period is None or (architecture.gguf == "gemma3" and model.window_period == 1):
@@ -62,9 +72,14 @@ def check_config(model: ModelConfig, architecture: Architecture) -> None:
         raise _cannot(f"its attention is scaled by {model.attention_scalar:g}")
 
 
+def _usual_rotates(architecture: Architecture, n_layers: int) -> tuple[bool, ...]:
+    """Return the layers that llama.cpp rotates."""
+    return tuple((layer + 1) % architecture.unrotated_period != 0 for layer in range(n_layers))
+
+
 def has_output_bias(architecture: Architecture) -> bool:
     """Return whether llama.cpp has a bias behind attention: the other biases of attention_bias it reads everywhere."""
-    return architecture.gguf == "llama"
+    return architecture.gguf in _READS_FACTORS
 
 
 def check_output_bias(checkpoint: Checkpoint) -> None:
@@ -75,6 +90,8 @@ def check_output_bias(checkpoint: Checkpoint) -> None:
     """
     if has_output_bias(checkpoint.architecture):
         return
+    if checkpoint.architecture.gguf == "olmo2" and checkpoint.is_tied:
+        raise _cannot("its head shares the embedding, and llama.cpp reads one of its own there")
     for name in checkpoint.tensors:
         if name.endswith(OUTPUT_BIAS) and checkpoint.load_f32(name).any():
             raise _cannot(f"of the biases of its attention, it has no place for {name} in a {checkpoint.architecture.title}")

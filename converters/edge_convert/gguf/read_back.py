@@ -211,7 +211,7 @@ def _write_shard(path: Path, entries: list[_Entry], architecture: Architecture, 
 def _weights(entry: _Entry, architecture: Architecture, model: ModelConfig) -> Iterator[NDArray[np.generic]]:
     """Yield a tensor in transformers' layout, some rows at a time where their order stays."""
     tensor, shape = entry.tensor, entry.shape
-    found = re.search(r"self_attn\.([qk])_proj\.", entry.name) if architecture.gguf == "llama" else None
+    found = re.search(r"self_attn\.([qk])_proj\.", entry.name) if architecture.is_permuted else None
     n_rows = len(tensor.data)
     step = n_rows if found else max(1, _PART_ELEMENTS * n_rows // math.prod(shape))
     for start in range(0, n_rows, step):

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -27,7 +27,7 @@ from edge_convert.shapes import HEAD
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PERMUTED", "Precision", "gguf_names", "lossless_precision", "pair_up", "write_gguf"]
+__all__ = ["PERMUTED", "Part", "Precision", "gguf_parts", "lossless_precision", "pair_up", "write_gguf"]
 
 Precision = Literal["F16", "BF16", "F32"]
 
@@ -36,14 +36,27 @@ _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 PERMUTED = re.compile(r"self_attn\.([qk])_proj\.(weight|bias)$")
 
 
+class Part(NamedTuple):
+    """Rows [start, stop) of a tensor of a checkpoint; `stop` is None for all of them."""
+
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+    def shape(self, checkpoint: Checkpoint) -> tuple[int, ...]:
+        """Return the shape of these rows."""
+        whole = checkpoint.tensors[self.name].shape
+        return whole if self.stop is None else (self.stop - self.start, *whole[1:])
+
+
 def lossless_precision(checkpoint: Checkpoint) -> Precision:
     """Return the smallest type that holds the checkpoint's weights exactly, for a quantiser to start from."""
     dtypes = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) > 1}
     return {"F16": "F16", "BF16": "BF16"}.get(dtypes.pop(), "F32") if len(dtypes) == 1 else "F32"  # type: ignore[return-value]
 
 
-def gguf_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return checkpoint tensor -> GGUF tensor, in the order in which llama.cpp reads them.
+def gguf_parts(checkpoint: Checkpoint) -> dict[str, Part]:
+    """Return GGUF tensor -> its source in the checkpoint, in the order in which llama.cpp reads them.
 
     Raises:
         ModelFileError: llama.cpp has no place for a tensor.
@@ -51,15 +64,29 @@ def gguf_names(checkpoint: Checkpoint) -> dict[str, str]:
     check_output_bias(checkpoint)
     known = name_map(checkpoint.architecture.gguf, checkpoint.model.n_layers)
     has_bias = has_output_bias(checkpoint.architecture)
-    names = {}
+    parts = {}
     for name in sorted(checkpoint.tensors, key=_by_layer):
         if (name == HEAD and checkpoint.is_tied) or (name.endswith(OUTPUT_BIAS) and not has_bias):
             continue
-        mapped = known.get_name(name, try_suffixes=(".weight", ".bias"))
-        if mapped is None:
-            raise ModelFileError(f"The tensor {name} has no place in a GGUF file.", "Convert to another format.")
-        names[name] = mapped
-    return names
+        for usual, part in _usual_names(name, checkpoint):
+            mapped = known.get_name(usual, try_suffixes=(".weight", ".bias"))
+            if mapped is None:
+                raise ModelFileError(f"The tensor {name} has no place in a GGUF file.", "Convert to another format.")
+            parts[mapped] = part
+    return parts
+
+
+def _usual_names(name: str, checkpoint: Checkpoint) -> list[tuple[str, Part]]:
+    """Return the names that llama.cpp knows a tensor by: the shared expert of a dense Granite 4 is a usual MLP."""
+    if "shared_mlp" not in name:
+        return [(name, Part(name))]
+    mlp, inner = name.partition("shared_mlp")[0] + "mlp", checkpoint.model.inner
+    if name.endswith("output_linear.weight"):
+        return [(f"{mlp}.down_proj.weight", Part(name))]
+    return [
+        (f"{mlp}.gate_proj.weight", Part(name, 0, inner)),
+        (f"{mlp}.up_proj.weight", Part(name, inner, 2 * inner)),
+    ]
 
 
 def write_gguf(
@@ -77,7 +104,7 @@ def write_gguf(
         ModelFileError: a weight is not a number or does not fit into float16, or llama.cpp cannot run this variant.
     """
     logging.getLogger("gguf.gguf_writer").setLevel(logging.ERROR)
-    names = gguf_names(checkpoint)
+    parts = gguf_parts(checkpoint)
     extra = rope_tensors(checkpoint.model)
     writer = GGUFWriter(out, checkpoint.architecture.gguf)
     try:
@@ -88,33 +115,33 @@ def write_gguf(
         write_tokenizer(writer, checkpoint.folder, vocabulary, checkpoint.chat_template)
         for name, factors in extra.items():
             writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
-        for name, mapped in names.items():
-            info = checkpoint.tensors[name]
-            kind = precision if len(info.shape) > 1 else "F32"
-            n_bytes = _ITEM_BYTES[kind] * math.prod(info.shape)
-            writer.add_tensor_info(mapped, info.shape, _dtype(kind), n_bytes, raw_dtype=GGMLQuantizationType[kind])
+        for mapped, part in parts.items():
+            shape = part.shape(checkpoint)
+            kind = precision if len(shape) > 1 else "F32"
+            n_bytes = _ITEM_BYTES[kind] * math.prod(shape)
+            writer.add_tensor_info(mapped, shape, _dtype(kind), n_bytes, raw_dtype=GGMLQuantizationType[kind])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for factors in extra.values():
             writer.write_tensor_data(factors)
-        for done, name in enumerate(names):
-            writer.write_tensor_data(_converted(checkpoint, name, precision))
+        for done, part in enumerate(parts.values()):
+            writer.write_tensor_data(_converted(checkpoint, part, precision))
             if on_progress:
-                on_progress((done + 1) / len(names))
+                on_progress((done + 1) / len(parts))
     finally:
         writer.close()
     return out
 
 
-def _converted(checkpoint: Checkpoint, name: str, precision: Precision) -> NDArray[np.generic]:
+def _converted(checkpoint: Checkpoint, part: Part, precision: Precision) -> NDArray[np.generic]:
     """Return a tensor in llama.cpp's layout and type."""
-    tensor = checkpoint.load(name)
+    name, tensor = part.name, checkpoint.load_rows(part.name, part.start, part.stop)
     if checkpoint.architecture.is_gemma and name.endswith("norm.weight"):
         shifted: NDArray[np.generic] = tensor.astype(np.float32) + np.float32(1.0)  # Gemma stores the distance from one
         return shifted
     found = PERMUTED.search(name)
-    if found and checkpoint.architecture.gguf == "llama":
+    if found and checkpoint.architecture.is_permuted:
         model = checkpoint.model
         tensor = pair_up(tensor, model.n_heads if found[1] == "q" else model.n_kv_heads)
     kind = precision if tensor.ndim > 1 else "F32"

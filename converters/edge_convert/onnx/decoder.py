@@ -59,28 +59,29 @@ class Decoder:
 
     def build(self) -> ModelProto:
         """Write everything, and return the model without its weights."""
-        model, matrices = self._model, self._matrices
+        model, architecture, matrices = self._model, self._architecture, self._matrices
         lengths, tables = self._lengths(), self._tables()
         head = matrices.write(
             "lm_head", [Rows(EMBEDDING if self._weights.is_tied else HEAD, 0, model.n_vocab)], is_sensitive=True
         )
         x = matrices.embedding(Rows(EMBEDDING, 0, model.n_vocab), "input_ids", head if self._weights.is_tied else None)
-        if self._architecture.is_gemma:
-            scale = self._nodes.number("FLOAT", float(np.sqrt(np.float32(model.width))))
+        if model.embedding_scale != 1.0:
+            scale = self._nodes.number("FLOAT", float(np.float32(model.embedding_scale)))
             x = self._nodes.add("Mul", "/model/embed_tokens/Mul", [x, scale])
         new = ""  # is added to x before the next norm
         for layer in range(model.n_layers):
             name = f"model.layers.{layer}"
-            normed, x = self._norm(f"{name}.input_layernorm", x, new)
+            normed, x = self._enter(f"{name}.attn", f"{name}.input_layernorm" if architecture.has_pre_norms else "", x, new)
             new = self._attention(layer, normed, lengths, tables[model.layer_kinds[layer]])
-            if self._architecture.is_gemma:
+            if architecture.has_post_norms:
                 new = self._plain_norm(f"{name}.post_attention_layernorm", new)
-                normed, x = self._norm(f"{name}.pre_feedforward_layernorm", x, new)
-            else:
-                normed, x = self._norm(f"{name}.post_attention_layernorm", x, new)
+            new = self._scaled(f"{name}.attn", new)
+            mlp_norm = f"{name}.{architecture.mlp_norm}" if architecture.mlp_norm else ""
+            normed, x = self._enter(f"{name}.mlp", mlp_norm, x, new)
             new = self._mlp(layer, normed)
-            if self._architecture.is_gemma:
+            if architecture.has_post_norms:
                 new = self._plain_norm(f"{name}.post_feedforward_layernorm", new)
+            new = self._scaled(f"{name}.mlp", new)
         normed, _ = self._norm(f"model.layers.{model.n_layers}.final_norm_layernorm", x, new, stored="model.norm")
         self._logits(head, normed)
         return self._proto()
@@ -146,6 +147,20 @@ class Decoder:
 
     # -- a layer
 
+    def _enter(self, name: str, norm: str, x: str, new: str) -> tuple[str, str]:
+        """Begin a half of a layer: add to the hidden state, and normalise where there is a norm. Returns as `_norm`."""
+        if norm:
+            return self._norm(norm, x, new)
+        x = self._nodes.add("Add", f"{_path(name)}/residual/Add", [x, new]) if new else x
+        return x, x
+
+    def _scaled(self, name: str, x: str) -> str:
+        """Scale what a half of a layer adds."""
+        scale = self._model.branch_scale
+        if scale == 1.0:
+            return x
+        return self._nodes.add("Mul", f"{_path(name)}/residual/Mul", [x, self._nodes.number("FLOAT", float(np.float32(scale)))])
+
     def _norm(self, name: str, x: str, new: str, *, stored: str = "") -> tuple[str, str]:
         """Add to the hidden state, and normalise. Returns the normalised and the plain one.
 
@@ -182,14 +197,14 @@ class Decoder:
         model, name = self._model, f"model.layers.{layer}.attn"
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         present = [f"present.{layer}.{part}" for part in ("key", "value")]
-        slides = model.layer_kinds[layer] == "sliding_attention"
+        slides, rotates = model.layer_kinds[layer] == "sliding_attention", model.rotates[layer]
         output, *_ = self._nodes.add_several(
             "GroupQueryAttention",
             f"{_path(name)}/GroupQueryAttention",
-            [*self._projections(layer, x), *past, *lengths, *tables, "", "", ""],
+            [*self._projections(layer, x), *past, *lengths, *(tables if rotates else ("", "")), "", "", ""],
             [f"{_path(name)}/GroupQueryAttention/output_0", *present],
             is_contrib=True,
-            do_rotary=1,
+            do_rotary=int(rotates),
             kv_num_heads=model.n_kv_heads,
             local_window_size=model.window if slides else -1,
             num_heads=model.n_heads,
@@ -227,7 +242,8 @@ class Decoder:
                 found.append(self._with_bias(base, [each], product))
         if has_norms:
             for index, part in enumerate("qk"):
-                found[index] = self._head_norm(layer, part, found[index], widths[index])
+                norm = self._wide_norm if self._architecture.has_wide_norms else self._head_norm
+                found[index] = norm(layer, part, found[index], widths[index])
         return found
 
     def _head_norm(self, layer: int, part: str, x: str, width: int) -> str:
@@ -239,10 +255,17 @@ class Decoder:
         heads = self._normalise(f"{node}/SimplifiedLayerNormalization", heads, weight)
         return nodes.add("Reshape", f"{node}/Reshape_2", [heads, nodes.integers([0, -1, width])])
 
+    def _wide_norm(self, layer: int, part: str, x: str, width: int) -> str:
+        """Normalise all heads at once."""
+        values = self._weights.vector(f"model.layers.{layer}.self_attn.{part}_norm.weight")
+        weight = self._file.add(f"model.layers.{layer}.attn.{part}_norm.layernorm.weight", values)
+        return self._normalise(f"/model/layers.{layer}/attn/{part}_norm/SimplifiedLayerNormalization", x, weight)
+
     def _mlp(self, layer: int, x: str) -> str:
-        nodes, name, stored = self._nodes, f"model.layers.{layer}.mlp", f"model.layers.{layer}.mlp"
-        if "mlp.gate_up_proj" in self._architecture.block_tensors:
-            both, inner = f"{stored}.gate_up_proj.weight", self._model.inner
+        nodes, name, layer_name = self._nodes, f"model.layers.{layer}.mlp", f"model.layers.{layer}"
+        stored = f"{layer_name}.mlp"
+        if self._architecture.gate_up:
+            both, inner = f"{layer_name}.{self._architecture.gate_up}.weight", self._model.inner
             rows = [Rows(both, 0, inner), Rows(both, inner, 2 * inner)]
         else:
             rows = [self._whole(f"{stored}.{part}") for part in ("gate_proj", "up_proj")]
@@ -257,7 +280,7 @@ class Decoder:
             sigmoid = nodes.add("Sigmoid", f"{node}/act_fn/Sigmoid", [gate])
             active = nodes.add("Mul", f"{node}/act_fn/Mul", [gate, sigmoid])
         inner_state = nodes.add("Mul", f"{node}/Mul", [active, up])
-        down = f"{stored}.down_proj"
+        down = f"{layer_name}.{self._architecture.down}"
         found = self._matrices.product(
             f"{name}.down_proj", [self._whole(down)], inner_state, is_sensitive=self._is_sensitive(layer)
         )
@@ -288,7 +311,11 @@ class Decoder:
     # -- outputs
 
     def _logits(self, head: Stored, x: str) -> None:
-        cap, nodes = self._model.final_cap, self._nodes
+        cap, nodes, divisor = self._model.final_cap, self._nodes, self._model.logit_divisor
+        if divisor != 1.0:
+            size = nodes.number("FLOAT", float(np.float32(divisor)))
+            nodes.add("Div", "/lm_head/Div", [self._matrices.multiply(head, x), size], output="logits")
+            return
         if not cap:
             self._matrices.multiply(head, x, output="logits")
             return

@@ -14,7 +14,7 @@ from edge_convert.tokenizer_files import load_tokenizer
 
 __all__ = ["write_genai_config", "write_tokenizer"]
 
-_TYPES = {"gemma3": "gemma3_text"}
+_TYPES = {"gemma3": "gemma3_text", "granitemoehybrid": "granite", "olmo2": "olmo"}
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 

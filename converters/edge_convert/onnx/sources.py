@@ -73,11 +73,7 @@ class CheckpointWeights:
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows of a matrix."""
-        info = self._checkpoint.tensors[name]
-        row_bytes = info.size_bytes // info.shape[0]
-        first, last = start * row_bytes, stop * row_bytes
-        values = next(self._checkpoint.parts(name, last - first, start=first, end=last))
-        return values.reshape(stop - start, -1).astype(np.float32)
+        return self._checkpoint.load_rows(name, start, stop).reshape(stop - start, -1).astype(np.float32)
 
     def block_type(self, name: str) -> None:
         """Return None: nothing here is in blocks."""
@@ -102,7 +98,7 @@ class GgufWeights:
         header = read_header(path)  # the library's reader would hold the vocabulary, ten times its size
         self._tensors = checkpoint_tensors(header, architecture, model)
         self._data = np.memmap(path, np.uint8, "r", offset=header.data_offset)
-        self._model, self._is_permuted = model, architecture.gguf == "llama"
+        self._model, self._is_permuted = model, architecture.is_permuted
         self.is_tied = HEAD not in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...] | None:

@@ -34,7 +34,9 @@ def head_of(model: Any) -> Head:
     """Return the head of a model."""
     head = model.get_output_embeddings()
     cap = getattr(model.config, "final_logit_softcapping", None)
-    return Head(head.weight.detach(), cap=cap, bias=None if head.bias is None else head.bias.detach())
+    divisor = getattr(model.config, "logits_scaling", None) or 1.0
+    weight = head.weight.detach()
+    return Head(weight if divisor == 1.0 else weight / divisor, cap=cap, bias=None if head.bias is None else head.bias.detach())
 
 
 def layer_kinds(config: Any) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ class OpenVINOBackend(LogitsBackend):
         from edge.backends.openvino.neutral import neutral_layout
         from edge.backends.openvino.passes import open_passes
         from edge.backends.openvino.rotation import rotation_variant
+        from edge.backends.openvino.shape import INTERLEAVED
         from edge.formats.gguf import read_header
 
         def report(share: float) -> None:
@@ -103,7 +104,7 @@ class OpenVINOBackend(LogitsBackend):
         self._processor = "" if plan.accelerator == "cpu" else attention
         self._rope = rotation_variant(header, plan.n_ctx)  # what a smaller cache later on does not change
         self._accelerator = plan.accelerator
-        self._is_interleaved = header.architecture == "llama"
+        self._is_interleaved = header.architecture in INTERLEAVED
         self.neutral = neutral_layout(header, plan) if self._attention == "paged" else None
         if self.neutral is not None:
             self.block_magic = MAGIC

@@ -4,8 +4,8 @@ The graph is that of a stateful decoder, as OpenVINO's own converters make it; `
 caller allocates. The plug-in recognises RMS norms, rotations, products with compressed weights and paged attention by their
 shape in the graph, so it is written exactly as they come out of those converters; `count_kinds` tells whether it did.
 
-Source: Hugging Face's Llama, Mistral, Qwen2, Qwen3, Phi3 and Gemma3 (transformers); build_* of llama.cpp for what GGUF stores
-differently.
+Source: Hugging Face's Llama, Mistral, Qwen2, Qwen3, Phi3, Gemma3, SmolLM3, Granite and Olmo2 (transformers); build_* of
+llama.cpp for what GGUF stores differently.
 """
 
 from __future__ import annotations
@@ -130,8 +130,7 @@ class _Builder:
         head = self._tensors.matrix("token_embd.weight")
         table = self._compressed(head)
         x = op.convert(op.gather(table, ids, op.constant(np.int64(0))), "f32")
-        if shape.embedding_scale != 1:
-            x = op.multiply(x, op.constant(np.float32(shape.embedding_scale)))
+        x = self._scaled(x, shape.embedding_scale)
         self._batch = op.gather(op.shape_of(ids), op.constant(np.array([0])), op.constant(np.int64(0)))
         self._beam = beam
         turns = {window: self._rotation(positions, shape.rotation_of(window)) for window in set(shape.windows)}
@@ -142,7 +141,7 @@ class _Builder:
         x = self._norm(x, "output_norm.weight")
         if "output.weight" in self._tensors:
             table = self._compressed(self._tensors.matrix("output.weight"))
-        logits = op.matmul(x, op.convert(table, "f32"), False, True)
+        logits = self._scaled(op.matmul(x, op.convert(table, "f32"), False, True), shape.logit_scale)
         self._expected["FullyConnected"] += 1
         result = op.result(op.reshape(logits, op.constant(np.array([-1, shape.n_vocab])), False), name="logits")
         result.get_output_tensor(0).set_names({"logits"})
@@ -157,20 +156,24 @@ class _Builder:
     def _layer(self, layer: int, x: Any, cos: Any, sin: Any, mask: Any) -> Any:
         op, shape, name = self._op, self._shape, f"blk.{layer}"
         h, kv, width = shape.n_head, shape.n_head_kv, shape.head_dim
-        q, k, v = self._projections(name, self._norm(x, f"{name}.attn_norm.weight"))
+        q, k, v = self._projections(name, self._norm_if_any(x, f"{name}.attn_norm.weight"))
         q, k = self._heads(q, h, f"{name}.attn_q_norm.weight"), self._heads(k, kv, f"{name}.attn_k_norm.weight")
-        q, k, v = self._rotate(q, cos, sin), self._rotate(k, cos, sin), self._heads(v, kv)
+        q, k = (self._rotate(part, cos, sin) if shape.rotates[layer] else part for part in (q, k))
+        v = self._heads(v, kv)
         k, v = self._state(f"past_key_values.{layer}.key", k), self._state(f"past_key_values.{layer}.value", v)
         repeated = [self._repeat(part, h // kv) for part in (k, v)]
         a = op.scaled_dot_product_attention(q, *repeated, mask, op.constant(np.float32(shape.score_scale)), causal=False)
         self._expected["PagedAttention" if self._is_paged else "ScaledDotProductAttention"] += 1
         a = op.reshape(op.transpose(a, op.constant([0, 2, 1, 3])), op.constant(np.array([0, 0, h * width])), True)
         a = self._product(a, self._tensors.matrix(f"{name}.attn_output.weight"))
-        x = op.add(x, self._norm_if_any(a, f"{name}.post_attention_norm.weight"))
-        gate, up = self._gate_and_up(name, self._norm(x, f"{name}.ffn_norm.weight"))
+        x = op.add(x, self._scaled(self._norm_if_any(a, f"{name}.post_attention_norm.weight"), shape.branch_scale))
+        gate, up = self._gate_and_up(name, self._norm_if_any(x, f"{name}.ffn_norm.weight"))
         y = op.multiply(op.gelu(gate, "TANH") if shape.is_gelu else op.swish(gate), up)
         y = self._product(y, self._tensors.matrix(f"{name}.ffn_down.weight"))
-        return op.add(x, self._norm_if_any(y, f"{name}.post_ffw_norm.weight"))
+        return op.add(x, self._scaled(self._norm_if_any(y, f"{name}.post_ffw_norm.weight"), shape.branch_scale))
+
+    def _scaled(self, x: Any, factor: float) -> Any:
+        return x if factor == 1 else self._op.multiply(x, self._op.constant(np.float32(factor)))
 
     def _projections(self, name: str, x: Any) -> list[Any]:
         op, shape, tensors = self._op, self._shape, self._tensors
@@ -211,8 +214,10 @@ class _Builder:
         return list(op.variadic_split(x, op.constant(np.int64(2)), op.constant(np.array(sizes, np.int64))).outputs())
 
     def _heads(self, x: Any, n_head: int, norm: str = "") -> Any:
-        """Split the width into heads: [batch, heads, tokens, head_dim]."""
+        """Split the width into heads: [batch, heads, tokens, head_dim]; a norm is over each head, or over all (OLMo 2)."""
         op = self._op
+        if norm in self._tensors and len(self._tensors.vector(norm)) == n_head * self._shape.head_dim:
+            x, norm = self._norm(x, norm), ""
         x = op.reshape(x, op.constant(np.array([0, 0, n_head, self._shape.head_dim])), True)
         return op.transpose(self._norm_if_any(x, norm), op.constant([0, 2, 1, 3]))
 

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
     from edge.formats.gguf import GGUFHeader
 
-__all__ = ["ARCHITECTURES", "Shape", "read_shape", "why_not"]
+__all__ = ["ARCHITECTURES", "INTERLEAVED", "Shape", "read_shape", "why_not"]
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "gemma3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "gemma3", "smollm3", "granite", "olmo2")
 """Of GGUF files that the graph is right for. Mistral's files say "llama"."""
+INTERLEAVED = ("llama", "smollm3", "granite")
+"""Those with the pairs of a rotation beside each other."""
+_UNROTATED_PERIOD = 4  # every fourth layer of SmolLM3 has no rotation
 _GEMMA_PERIOD = 6  # every sixth layer of Gemma 3 looks back all the way
 _GEMMA_27B_LAYERS = 62  # it alone scales its scores by width / heads
 _HINT = "Use --backend llamacpp."
@@ -43,6 +46,9 @@ class Shape:
         is_interleaved: a head's pairs that are rotated are neighbours in the file (Llama), not from its two halves.
         embedding_scale: factor of the embeddings.
         score_scale: factor of the products of queries and keys.
+        rotates: for each layer whether it rotates queries and keys.
+        branch_scale: factor of what attention and feed-forward part add.
+        logit_scale: factor of the logits.
         is_gelu: the gate of the feed-forward part is GELU (its approximation by tanh), not SiLU.
     """
 
@@ -59,6 +65,9 @@ class Shape:
     is_interleaved: bool
     embedding_scale: float
     score_scale: float
+    rotates: tuple[bool, ...]
+    branch_scale: float
+    logit_scale: float
     is_gelu: bool
 
     def rotation_of(self, window: int) -> Rotation:
@@ -100,9 +109,12 @@ def read_shape(header: GGUFHeader, path: Path, n_ctx: int) -> Shape:
         rotation=rotation,
         local_rotation=local,
         windows=_windows(header),
-        is_interleaved=arch == "llama",
-        embedding_scale=float(np.sqrt(header.n_embd)) if is_gemma else 1.0,
-        score_scale=float(scaled_width**-0.5),
+        is_interleaved=arch in INTERLEAVED,
+        embedding_scale=float(np.sqrt(header.n_embd)) if is_gemma else _factor(header, "embedding_scale"),
+        score_scale=_factor(header, "attention.scale", float(scaled_width**-0.5)),
+        rotates=tuple(arch != "smollm3" or (layer + 1) % _UNROTATED_PERIOD != 0 for layer in range(header.n_layer)),
+        branch_scale=_factor(header, "residual_scale"),
+        logit_scale=1 / _factor(header, "logit_scale"),
         is_gelu=is_gemma,
     )
 
@@ -125,6 +137,7 @@ def why_not(header: GGUFHeader) -> str:
         ),
         (not isinstance(pattern, (int, tuple)) or (isinstance(pattern, tuple) and len(pattern) != header.n_layer),
             "which of its layers have a window is unclear"),
+        (about.get(f"{arch}.rope.scaling.finetuned") is False and arch == "granite", "it has no positions"),
         (bool(about.get(f"{arch}.final_logit_softcapping", 0)), "it limits its logits"),
         (bool(about.get(f"{arch}.expert_count", 0)), "it has experts"),
         (bool(unknown), f"it has weights of the type {', '.join(unknown)}"),
@@ -158,6 +171,11 @@ def _windows(header: GGUFHeader) -> tuple[int, ...]:
         return tuple(window if is_local else 0 for is_local in pattern)
     period = pattern if isinstance(pattern, int) else 0  # the last layer of each period has none; 0: all layers have one
     return tuple(0 if period and (layer + 1) % period == 0 else window for layer in range(header.n_layer))
+
+
+def _factor(header: GGUFHeader, key: str, default: float = 1.0) -> float:
+    """Return a factor of Granite; llama.cpp takes 0 for one that is left out."""
+    return (_number(header, key, default) if header.architecture == "granite" else default) or default
 
 
 def _number(header: GGUFHeader, key: str, default: float) -> float:

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
 
 from edge.errors import ModelFileError, ModelNotFoundError
-from edge_convert.architectures import ARCHITECTURES
+from edge_convert.architectures import ARCHITECTURES, REFUSED
 from edge_convert.checkpoint import open_checkpoint
 from tests.checkpoints import KINDS, TEMPLATE, make_checkpoint
 
@@ -98,6 +98,16 @@ def test_pickle_is_refused(copy: Path) -> None:
     (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ModelFileError, match=r"as pickle \(pytorch_model\.bin\)"):
         open_checkpoint(copy)
+
+
+def test_families_that_users_bring_are_refused_with_what_works(copy: Path) -> None:
+    for refused in REFUSED:
+        for name in refused.names:
+            assert name not in ARCHITECTURES
+            change(copy / "config.json", architectures=[name])
+            with pytest.raises(ModelFileError, match=f"is a {refused.title}, which edge does not convert") as caught:
+                open_checkpoint(copy)
+            assert caught.value.hint == refused.instead
 
 
 def test_unknown_architectures_are_named_with_those_known(copy: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_base_of_positions_is_read_whatever_scales_them(scaling: dict[str, A
         assert read_model_config({**sizes, **given}, ARCHITECTURES[name], "test").rope.theta == 5e5
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"llama-linear", "qwen2-yarn", "phi3-long", "phi4"}))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"llama-linear", "qwen2-yarn", "phi3-long", "phi4", "granite4"}))
 def test_defaults_are_those_of_transformers(kind: str) -> None:
     """What a config.json leaves out has the value that transformers gives it."""
     from transformers import AutoConfig
@@ -77,6 +77,10 @@ def test_defaults_are_those_of_transformers(kind: str) -> None:
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * 31
     assert list(model.layer_kinds) == kinds
     assert model.window == (window if "sliding_attention" in kinds else None)
+    assert list(model.rotates) == [bool(turns) for turns in getattr(config, "no_rope_layers", None) or [1] * 31]
+    assert (model.branch_scale, model.logit_divisor) == (1.0, 1.0)
+    if kind == "granite":
+        assert (model.embedding_scale, model.attention_scalar) == (config.embedding_multiplier, config.attention_multiplier)
     rope = config.rope_parameters
     assert model.rope.theta == rope.get("full_attention", rope)["rope_theta"]
     assert (model.attention_cap, model.final_cap) == (
@@ -166,3 +170,60 @@ def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path: Path) -> N
     weights[HEAD][3, 4] += 1
     save_file(weights, folder / "model.safetensors")
     assert not open_checkpoint(folder).is_tied
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("granite4", {"layer_types": ["mamba", "attention"]}, "it has Mamba layers"),
+        ("granite4", {"layer_types": None}, "it has Mamba layers"),
+        ("granite4", {"num_local_experts": 8}, "it has experts"),
+        ("granite4", {"position_embedding_type": "nope"}, "no positions"),
+        ("smollm3", {"no_rope_layers": [1, 1]}, "names 2 of 5 layers"),
+        ("granite", {"logits_scaling": 0}, "logits_scaling"),
+    ],
+)
+def test_variants_of_newer_families_are_refused(kind: str, changes: dict[str, Any], words: str, tiny_checkpoint: Make) -> None:
+    config = config_of(tiny_checkpoint(kind)) | changes
+    with pytest.raises(ModelFileError, match=words) as caught:
+        read_model_config(config, ARCHITECTURES[ARCHITECTURE_OF[kind]], "test")
+    assert "GGUF" in caught.value.hint or kind != "granite4"
+
+
+def test_older_names_of_layers_mean_the_same(tiny_checkpoint: Make) -> None:
+    """Files on the Hub call the layers of a Granite 4 "attention", newer versions of transformers "full_attention"."""
+    config = config_of(tiny_checkpoint("granite4"))
+    newer = config | {"layer_types": ["full_attention"] * 2}
+    architecture = ARCHITECTURES["GraniteMoeHybridForCausalLM"]
+    assert read_model_config(newer, architecture, "test") == read_model_config(config, architecture, "test")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1, 1]}, "other layers"),
+        ("smollm3", {"mlp_bias": True}, "bias"),
+        (
+            "olmo2",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 1e4,
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                }
+            },
+            "scaled by llama3",
+        ),
+        ("olmo2", {"head_dim": 64}, "not as wide"),
+    ],
+)
+def test_what_llama_cpp_takes_for_granted(kind: str, changes: dict[str, Any], words: str, tiny_checkpoint: Make) -> None:
+    from edge_convert.gguf.limits import check_config
+
+    architecture = ARCHITECTURES[ARCHITECTURE_OF[kind]]
+    config = config_of(tiny_checkpoint(kind))
+    check_config(read_model_config(config, architecture, "test"), architecture)
+    with pytest.raises(ModelFileError, match=words):
+        check_config(read_model_config(config | changes, architecture, "test"), architecture)

@@ -46,7 +46,7 @@ LAST = [stop - 1 for _, stop in PIECES]
 
 
 @pytest.mark.prove
-@pytest.mark.parametrize("kind", proof_size(("llama", "qwen3", "gemma3", "phi3-long"), KINDS))
+@pytest.mark.parametrize("kind", proof_size(("smollm3", "granite4", "olmo2", "gemma3", "phi3-long"), KINDS))
 def test_prefill_and_decode_give_the_checkpoints_logits(kind: str, tiny_checkpoint: Make, tmp_path: Path) -> None:
     folder = tiny_checkpoint(kind)
     package = export_tiny(folder, tmp_path, variant="fp16")

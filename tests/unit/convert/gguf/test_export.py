@@ -20,7 +20,7 @@ from edge_convert.checkpoint import open_checkpoint
 from edge_convert.facts import Request
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.quantise import GgufOptions, check_tokenizer
-from edge_convert.gguf.tensors import gguf_names, write_gguf
+from edge_convert.gguf.tensors import gguf_parts, write_gguf
 from edge_convert.gguf.tokenizer import write_tokenizer
 from edge_convert.gguf.vocabulary import read_vocabulary
 from edge_convert.inputs import Input
@@ -120,7 +120,7 @@ def test_16_bit_weights_are_kept_exactly(tmp_path: Path) -> None:
     assert len(checkpoint.shards) > 1
     path = write_gguf(checkpoint, tmp_path / "model.gguf", "BF16")
     stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    for name, mapped in gguf_names(checkpoint).items():
+    for mapped, (name, *_) in gguf_parts(checkpoint).items():
         ours = np.asarray(stored[mapped].data).view(np.uint8)
         if len(checkpoint.tensors[name].shape) > 1:
             assert ours.tobytes() == checkpoint.load(name).tobytes(), name

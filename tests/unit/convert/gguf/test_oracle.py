@@ -17,9 +17,12 @@ pytest.importorskip("sentencepiece", reason="llama.cpp's conversion needs it")
 TOOL = Path(__file__).parents[4] / "tools/compare_gguf.py"
 KINDS = proof_size(
     ("llama", "qwen2-yarn", "gemma3"),
-    ("llama", "llama3", "qwen2", "qwen2-yarn", "qwen3", "mistral", "gemma2", "gemma3", "phi3-long"),
+    (
+        *("llama", "llama3", "qwen2", "qwen2-yarn", "qwen3", "mistral", "gemma2", "gemma3", "phi3-long"),
+        *("smollm3", "granite", "olmo2"),
+    ),
 )
-"""Its conversion wants a tokenizer.model for phi4, and writes a key for phi3 that says what is so anyway."""
+"""Its conversion wants a tokenizer.model for phi4, and writes keys for phi3 and granite4 that say what is so anyway."""
 
 
 def compare(*folders: Path) -> subprocess.CompletedProcess[str]:

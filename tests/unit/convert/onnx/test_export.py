@@ -31,7 +31,10 @@ from tests.unit.convert.support import read_manifest
 Make = Callable[[str], Path]
 MakeOnnx = Callable[[str, str], Path]
 Logits = NDArray[np.float32]
-KINDS = ("llama3", "llama-linear", "qwen2", "qwen2-yarn", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi3-long")
+KINDS = (
+    *("llama3", "llama-linear", "qwen2", "qwen2-yarn", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi3-long"),
+    *("smollm3", "granite", "granite4", "olmo2"),
+)
 N_PROMPT, N_TOKENS = 23, 30
 SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 """Where the float16 numbers of a block are; elsewhere at its beginning."""

@@ -228,3 +228,16 @@ def test_fewer_tokens_alone_need_no_training(tiny: Path, tmp_path: Path) -> None
 def test_what_the_command_refuses(options: list[str], said: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["convert", str(tiny), *options, "--dry-run"]) != 0
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "words"),
+    [
+        ("smollm3", Recipe(keep_layers=3, training=Training(minutes=1)), "cannot lose layers"),
+        ("granite4", Recipe(keep_ffn=128, training=Training(minutes=1)), "cannot be narrowed"),
+    ],
+)
+def test_what_newer_families_cannot_lose(kind: str, recipe: Recipe, words: str, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / kind, kind)
+    with pytest.raises(UsageError, match=words):
+        make_plan(Input(kind="checkpoint", path=folder, source=kind), tmp_path / "out", Request(smaller=recipe, card=False))
