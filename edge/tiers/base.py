@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from edge.errors import EdgeError
 from edge.types import FinishReason, Timing, Usage
 
 if TYPE_CHECKING:
-    from edge.errors import EdgeError
     from edge.events import ReplyEvent
     from edge.request import Request
 
-__all__ = ["Broke", "Consent", "Ended", "Outgoing", "Tier", "TierEvent"]
+__all__ = ["Broke", "Consent", "Ended", "Outgoing", "Tier", "TierEvent", "broke"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,14 @@ class Broke:
     """A tier cannot answer, or its answer broke off."""
 
     error: EdgeError
+
+
+def broke(error: Exception, unexpected: EdgeError) -> Broke:
+    """Return the end of an answer that an error ended; one that nobody expected is the cause of `unexpected`."""
+    if isinstance(error, EdgeError):
+        return Broke(error)
+    unexpected.__cause__ = error
+    return Broke(unexpected)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edge.errors import BackendError, EdgeError
-from edge.tiers.base import Broke, Ended, Outgoing
+from edge.errors import BackendError
+from edge.tiers.base import Ended, Outgoing, broke
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
@@ -87,9 +87,6 @@ class _Answer:
                 reason = reply.finish_reason or "error"
                 about = (reply.usage, reply.timing, reply.stopped_by, reply.is_partial)
                 self._put(Ended(reason, assistant.model_name, *about))
-        except EdgeError as error:
-            self._put(Broke(error))
-        except Exception as bug:  # noqa: BLE001 (whoever waits must hear of it)
-            unexpected = BackendError(f"The larger model broke down: {bug!r}.", "Please report this.")
-            unexpected.__cause__ = bug
-            self._put(Broke(unexpected))
+        except Exception as error:  # noqa: BLE001 (whoever waits must hear of it)
+            unexpected = BackendError(f"The larger model broke down: {error!r}.", "Please report this.")
+            self._put(broke(error, unexpected))

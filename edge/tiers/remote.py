@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.errors import EdgeError, RemoteError
+from edge.errors import RemoteError
 from edge.events import Reasoning, Text
 from edge.tiers.address import Address, Key
-from edge.tiers.base import Broke, Ended, Outgoing
+from edge.tiers.base import Broke, Ended, Outgoing, broke
 from edge.tiers.sse import read_events
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 from edge.units import duration_text
@@ -138,12 +138,9 @@ class _Call:
                         is_last = attempt + 1 == self._tier.attempts or pause_s > LONGEST_PAUSE_S or self._n_chars > 0
                         if is_last or self._stopped.wait(pause_s * random.uniform(1.0, 1.25)):  # noqa: S311 (no secret)
                             raise
-        except EdgeError as error:
-            self._put(Broke(error))
-        except Exception as bug:  # noqa: BLE001 (whoever waits must hear of it)
-            unexpected = RemoteError(f"Asking {self._tier.address.host} broke down: {bug!r}.", "Please report this.")
-            unexpected.__cause__ = bug
-            self._put(Broke(unexpected))
+        except Exception as error:  # noqa: BLE001 (whoever waits must hear of it)
+            unexpected = RemoteError(f"Asking {self._tier.address.host} broke down: {error!r}.", "Please report this.")
+            self._put(broke(error, unexpected))
 
     def _client(self) -> httpx.Client:
         import httpx

@@ -62,7 +62,7 @@ class ToolUseBlock(_Described, tag_field="type", tag="tool_use"):
 
 
 class Message(_Described):
-    """A reply. `citations` is this server's own (`docs`)."""
+    """A reply. `citations` (`docs`) and `notices` are this server's own."""
 
     id: str
     type: Literal["message"]
@@ -73,6 +73,7 @@ class Message(_Described):
     stop_sequence: str | None
     usage: Usage
     citations: list[Citation] | msgspec.UnsetType = msgspec.UNSET
+    notices: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Count(_Described):

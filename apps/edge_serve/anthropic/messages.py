@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from edge_serve.answers import Answer, answer, hold_model
+from edge_serve.answers import Answer, answer, hold_model, notices_field
 from edge_serve.anthropic.blocks import messages_of
 from edge_serve.anthropic.stream import chunks, usage
 from edge_serve.anthropic.wire import CountRequest, MessagesRequest
@@ -69,8 +69,8 @@ def _head(found: Answer) -> dict[str, Any]:
 
 
 def _end(found: Answer, max_tokens: int) -> dict[str, Any]:
-    """Return why a reply ended, and the passages that it rests on."""
-    return {**_reason(found, max_tokens), **citations_field(found.reply.citations)}
+    """Return why a reply ended, the passages that it rests on, and what the user should know about it."""
+    return {**_reason(found, max_tokens), **citations_field(found.reply.citations), **notices_field(found.reply)}
 
 
 def _reason(found: Answer, max_tokens: int) -> dict[str, Any]:

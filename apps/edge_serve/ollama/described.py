@@ -66,6 +66,7 @@ class _End(_Described):
     eval_duration: int | msgspec.UnsetType = msgspec.UNSET
     logprobs: list[TokenProbability] | msgspec.UnsetType = msgspec.UNSET
     citations: list[Citation] | msgspec.UnsetType = msgspec.UNSET
+    notices: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Chat(_End, kw_only=True):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.types import Sampling
+from edge_serve.answers import notices_field
 from edge_serve.asked import constraint_of
 from edge_serve.bodies import type_fault
 from edge_serve.documents import citations_field, docs_options
@@ -195,6 +196,7 @@ def end_of(call: Call, found: Answer) -> dict[str, Any]:
         "eval_count": usage.n_generated,
         "eval_duration": int(timing.decode_ms * 1e6),
         **citations_field(found.reply.citations),
+        **notices_field(found.reply),
     }
 
 

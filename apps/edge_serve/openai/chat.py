@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_serve.answers import Answer, answer, hold_model
+from edge_serve.answers import Answer, answer, hold_model, notices_field
 from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.documents import citations_field, citations_of, docs_options
@@ -132,7 +132,7 @@ def _extras(found: Answer) -> dict[str, Any]:
     extras: dict[str, Any] = {"timings": timings(reply)}
     if found.assistant.escalation is not None:
         extras |= {"answered_by": reply.answered_by, "escalated": reply.escalated or None}
-    return {**extras, "notices": list(reply.notices)} if reply.notices else extras
+    return {**extras, **notices_field(reply)}
 
 
 def _sampling(body: ChatRequest) -> Sampling:

@@ -229,7 +229,7 @@ class ResponseUsage(_Described):
 
 
 class Response(_Described):
-    """A response; `output` has its items: messages, thoughts and calls. `citations` is this server's own (`docs`)."""
+    """A response; `output` has messages, thoughts and calls. `citations` (`docs`) and `notices` are this server's own."""
 
     id: str
     object: Literal["response"]
@@ -255,6 +255,7 @@ class Response(_Described):
     truncation: str
     usage: ResponseUsage | None
     citations: list[Citation] | msgspec.UnsetType = msgspec.UNSET
+    notices: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Count(_Described):

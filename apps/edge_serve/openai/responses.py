@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from edge_serve.answers import Answer, answer, hold_model
+from edge_serve.answers import Answer, answer, hold_model, notices_field
 from edge_serve.asked import ToolSpec, constraint_of, options_of, tool_options
 from edge_serve.call import Call
 from edge_serve.documents import citations_field, docs_options
@@ -130,6 +130,7 @@ def _end(found: Answer, output: list[dict[str, Any]]) -> dict[str, Any]:
         "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
         "output": output,
         **citations_field(reply.citations),
+        **notices_field(reply),
         "usage": {
             "input_tokens": usage.n_prompt,
             "input_tokens_details": {"cached_tokens": usage.n_reused, "cache_write_tokens": 0},

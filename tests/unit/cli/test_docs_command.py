@@ -100,7 +100,7 @@ def test_without_a_model_words_have_to_do(call: Call, files: Path) -> None:
         (["add", "picture.png"], 1, "it is a binary file"),
         (["add", "-c", "../up", "car.txt"], 2, "cannot be the name of a collection"),
         (["add", "--words", "-m", "x", "car.txt"], 2, "exclude each other"),
-        (["search", "-c", "none", "x"], 2, "There is no collection none."),
+        (["search", "-c", "none", "x"], 2, "There is no collection of documents 'none'."),
         (["show", "other.md:3"], 2, "No document of docs is called 'other.md'"),
         (["show", "car.txt:99"], 2, "has no passage at 99"),
         (["show", "twin.txt"], 2, "2 documents are called 'twin.txt'"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from edge.documents import AddProgress, Collection, collections
-from edge.errors import CancelledError, UsageError
-from tests.unit.documents.conftest import GUIDE
+from edge.errors import CancelledError, StorageError, UsageError
+from tests.unit.documents.conftest import GUIDE, concept_embedder
 
 
 def names(collection: Collection) -> list[str]:
@@ -99,6 +99,45 @@ def test_deleting_deletes_from_the_disk(collection: Collection, files: Path) -> 
     (files / "secret.txt").unlink()
     collection.update()
     assert traces() == []
+
+
+def test_a_deleted_collection_is_overwritten(files: Path, tmp_path: Path) -> None:
+    (files / "secret.txt").write_text("The word is xylophonsecret.")
+    collection = Collection.open("test", store=tmp_path / "store", embedder=concept_embedder())
+    collection.add(files)
+    kept = [tmp_path / file.name for file in collection.folder.iterdir()]
+    for link in kept:
+        os.link(collection.folder / link.name, link)
+    assert any(b"xylophonsecret" in link.read_bytes() for link in kept)
+    collection.delete()
+    assert not collection.folder.exists()
+    for link in kept:
+        assert b"xylophon" not in link.read_bytes()
+    vectors = [link for link in kept if link.name.startswith("vectors-")]
+    assert len(vectors) == 2
+    assert not any(byte for link in vectors for byte in link.read_bytes())
+
+
+def test_nobody_deletes_what_another_process_adds_to(collection: Collection, files: Path, tmp_path: Path) -> None:
+    def refuse(progress: AddProgress) -> None:
+        if progress.phase == "read" and progress.path is not None:
+            other = Collection.open("test", store=collection.folder.parent, embedder="")
+            with other, pytest.raises(StorageError, match="Another process adds documents to test, so nothing was deleted"):
+                other.delete()
+
+    assert collection.add(files, refuse).added == 3
+    with Collection.open("test", store=collection.folder.parent, embedder="") as other:
+        other.delete()
+    with pytest.raises(StorageError, match="was deleted meanwhile"):
+        collection.update()
+    assert not collection.folder.exists()
+
+
+def test_several_paths_are_removed_at_once(collection: Collection, files: Path) -> None:
+    collection.add(files)
+    assert [collection.holds(files / name) for name in ("deep", "guide.md", "none")] == [True, True, False]
+    assert collection.remove(files / "deep", files / "guide.md", files / "none") == 2
+    assert names(collection) == ["note.txt"]
 
 
 def test_removing_a_folder_removes_what_is_below_it(collection: Collection, files: Path) -> None:

@@ -229,7 +229,7 @@ async def test_documents_are_searched_for_other_programs(tmp_path):
             only = await client.call_tool("search_documents", {"query": "reset the pump", "collection": "faq", "k": 1})
             assert [one["collection"] for one in only.structured_content["result"]] == ["faq"]
             for wrong, why in (
-                ({"query": "x", "collection": "diary"}, "no collection 'diary'. There are: manual, faq."),
+                ({"query": "x", "collection": "diary"}, "no collection of documents 'diary'. There are: manual, faq."),
                 ({"query": "  "}, "The query is empty."),
             ):
                 answer = await client.call_tool("search_documents", wrong)

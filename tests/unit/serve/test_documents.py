@@ -16,6 +16,7 @@ from edge.documents import Collection
 from tests.serving import Serving, serving, wait_until
 
 QUESTION = [{"role": "user", "content": "How do I reset the pump?"}]
+UNKNOWN = "Who painted the chapel?"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_without_docs_nothing_is_searched(running: Serving) -> None:
 
 def test_an_answer_that_rests_on_nothing_says_so(running: Serving) -> None:
     status, _, answer = running.post(
-        "/v1/chat/completions", {"messages": [{"role": "user", "content": "Who painted the chapel?"}], "docs": "manual"}
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": UNKNOWN}], "docs": "manual"}
     )
     assert status == 200
     assert "citations" not in answer["choices"][0]["message"]
@@ -115,10 +116,24 @@ def test_the_other_protocols_have_the_field(running: Serving, path: str) -> None
     (found,) = answer["citations"]
     assert (found["number"], found["collection"], found["file"]) == (1, "manual", "manual.txt")
     assert "red button" in found["text"]
-    assert "citations" not in running.post(path, MORE[path])[2]
+    assert not {"citations", "notices"} & running.post(path, MORE[path])[2].keys()
     status, _, error = running.post(path, with_docs(path, "diary"))
     assert status == 400
     assert "diary" in json.dumps(error)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("path", MORE)
+def test_the_other_protocols_say_that_nothing_was_found(running: Serving, path: str, is_streamed: bool) -> None:
+    asked = json.loads(json.dumps(with_docs(path, "manual", stream=is_streamed)).replace(QUESTION[0]["content"], UNKNOWN))
+    request = urllib.request.Request(running.url + path, json.dumps(asked).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        said = [line for line in answer.read().decode().splitlines() if "rests on no document" in line]
+    assert len(said) == 1
+    last = json.loads(said[0].removeprefix("data: "))
+    held = next((last[name] for name in ("delta", "response") if isinstance(last.get(name), dict)), last)
+    assert any("rests on no document" in notice for notice in held["notices"])
+    assert "citations" not in held
 
 
 @pytest.mark.parametrize("path", MORE)
