@@ -28,6 +28,8 @@ KINDS = (
     "granite",
     "granite4",
     "olmo2",
+    "qwen3moe",
+    "lfm2",
 )
 """Names for `make_checkpoint`; the part before "-" or the digit's version is a row of the table of architectures."""
 
@@ -48,6 +50,8 @@ ARCHITECTURE_OF = {
     "granite": "GraniteForCausalLM",
     "granite4": "GraniteMoeHybridForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
 }
 
 TEMPLATE = (
@@ -92,7 +96,11 @@ _TOKENIZER_OF = {
     "granite": "smollm",
     "granite4": "phi4",
     "olmo2": "phi4",
+    "qwen3moe": "qwen2",
+    "lfm2": "llama3",
 }
+GGUF_ONLY = ("qwen3moe", "lfm2")
+"""Kinds that only llama.cpp runs."""
 _MULTIPLIERS = {
     "embedding_multiplier": 3.0,
     "residual_multiplier": 0.4,
@@ -232,6 +240,10 @@ def _config(kind: str, n_vocab: int, changes: dict[str, Any]) -> Any:
             **k,
         ),
         "olmo2": lambda **k: transformers.Olmo2Config(**k),
+        "qwen3moe": lambda **k: transformers.Qwen3MoeConfig(
+            head_dim=32, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, **k
+        ),
+        "lfm2": lambda **k: transformers.Lfm2Config(layer_types=["conv", "full_attention"], conv_L_cache=3, **k),
         "phi4": lambda **k: transformers.Phi3Config(
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 250000.0, "partial_rotary_factor": 0.75},

@@ -17,6 +17,7 @@ __all__ = [
     "REFUSED",
     "Architecture",
     "Refused",
+    "check_reads_back",
     "find_architecture",
     "find_gguf_architecture",
     "markdown_table",
@@ -35,11 +36,14 @@ class Architecture:
         module: the package in `transformers.models`.
         formats: that it can become.
         block_tensors: of a layer, without "model.layers.N." and ".weight".
+        conv_tensors: of a layer with a convolution instead of attention (LFM2).
+        has_experts: the feed-forward half is a router and experts.
+        final_norm: before the head.
         biased: those with a bias.
         window_pattern: every n-th layer has full attention, the others a sliding window, where config.json does not say.
         n_wide_layers: layers of the variant whose attention is scaled by hidden size / heads; llama.cpp tells it by them.
-        windows: layers that may have a sliding window: "none", "all" of them, the "upper" ones, the "unrotated" ones, or by
-            "layer_types".
+        windows: layers that may have a sliding window: "none", "all" of them, the "upper" ones, the "unrotated" ones, by
+            "layer_types", or all of them if use_sliding_window is on ("moe").
         has_attention_bias: attention_bias in config.json gives q, k, v and o a bias.
         has_mlp_bias: mlp_bias in config.json gives gate, up and down a bias.
         has_even_width: transformers wants a hidden size that is a multiple of the heads.
@@ -57,10 +61,13 @@ class Architecture:
     module: str
     formats: frozenset[Format]
     block_tensors: tuple[str, ...]
+    conv_tensors: tuple[str, ...] = ()
+    has_experts: bool = False
+    final_norm: str = "model.norm"
     biased: tuple[str, ...] = ()
     window_pattern: int = 1
     n_wide_layers: int = 0
-    windows: Literal["none", "all", "upper", "unrotated", "layer_types"] = "none"
+    windows: Literal["none", "all", "upper", "unrotated", "layer_types", "moe"] = "none"
     has_attention_bias: bool = False
     has_mlp_bias: bool = False
     has_even_width: bool = False
@@ -111,7 +118,7 @@ class Architecture:
     @property
     def down(self) -> str:
         """The last matrix of the feed-forward half."""
-        return next(name for name in self.block_tensors if name.endswith(("down_proj", "output_linear")))
+        return next((name for name in self.block_tensors if name.endswith(("down_proj", "output_linear"))), "")
 
     @property
     def model_type(self) -> str:
@@ -122,6 +129,10 @@ class Architecture:
     def classes(self) -> str:
         """The beginning of the names of its classes in transformers: "Llama" of LlamaDecoderLayer."""
         return self.name.removesuffix("ForCausalLM")
+
+    def layer_tensors(self, kind: str) -> tuple[str, ...]:
+        """Return the tensors of a layer of this kind, as `block_tensors`."""
+        return self.conv_tensors if kind == "conv" else self.block_tensors
 
     def layer_kinds(self, n_layers: int, period: int | None = None) -> tuple[str, ...]:
         """Return the kind of attention of each layer, where a config does not list them; `period` replaces window_pattern."""
@@ -136,6 +147,9 @@ _GEMMA_NORMS = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernor
 _QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _LLAMA_BLOCK = (*_SPLIT_ATTENTION, *_SPLIT_MLP, *_NORMS)
 _GEMMA_BLOCK = (*_SPLIT_ATTENTION, *_SPLIT_MLP, *_GEMMA_NORMS)
+_LFM2_MLP = (*(f"feed_forward.w{number}" for number in (1, 2, 3)), "operator_norm", "ffn_norm")
+_LFM2_ATTENTION = (*_SPLIT_ATTENTION[:3], "self_attn.out_proj", "self_attn.q_layernorm", "self_attn.k_layernorm")
+_GGUF: frozenset[Format] = frozenset({"gguf"})
 _ALL: frozenset[Format] = frozenset(FORMATS)
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -229,6 +243,33 @@ ARCHITECTURES: dict[str, Architecture] = {
             head_dim=128,
             n_kv_heads=32,
             window=4096,
+        ),
+        Architecture(
+            name="Qwen3MoeForCausalLM",
+            title="Qwen3 with experts (30B-A3B)",
+            gguf="qwen3moe",
+            module="qwen3_moe",
+            formats=_GGUF,
+            block_tensors=(*_SPLIT_ATTENTION, *_NORMS, *_QK_NORMS, "mlp.gate"),
+            has_experts=True,
+            windows="moe",
+            has_attention_bias=True,
+            n_kv_heads=4,
+            window=4096,
+        ),
+        Architecture(
+            name="Lfm2ForCausalLM",
+            title="LFM2, LFM2.5",
+            gguf="lfm2",
+            module="lfm2",
+            formats=_GGUF,
+            block_tensors=(*_LFM2_ATTENTION, *_LFM2_MLP),
+            conv_tensors=("conv.conv", "conv.in_proj", "conv.out_proj", *_LFM2_MLP),
+            final_norm="model.embedding_norm",
+            is_tied=True,
+            n_kv_heads=8,
+            norm_eps=1e-5,
+            theta=1_000_000.0,
         ),
         Architecture(
             name="MistralForCausalLM",
@@ -381,6 +422,19 @@ def find_gguf_architecture(name: str, where: str) -> Architecture:
         known = ", ".join(sorted(by_name))
         raise ModelFileError(f"{where} is of the architecture {name!r}, which edge does not convert.", f"Known: {known}.")
     return by_name[name]
+
+
+def check_reads_back(architecture: Architecture, where: str) -> None:
+    """Refuse to convert from a GGUF file of an architecture that is only written.
+
+    Raises:
+        ModelFileError: as said above.
+    """
+    if architecture.has_experts or architecture.conv_tensors:
+        raise ModelFileError(
+            f"{where} is a {architecture.title}, and edge does not read its GGUF back.",
+            "Convert the checkpoint that it was made from, or run it as it is: edge chat -m FILE",
+        )
 
 
 def markdown_table() -> str:

@@ -14,7 +14,7 @@ from edge.formats.coreml import Variant
 from edge.formats.gguf import read_header
 from edge.names import FORMATS, Format
 from edge.units import short_name
-from edge_convert.architectures import Architecture, find_gguf_architecture
+from edge_convert.architectures import Architecture, check_reads_back, find_gguf_architecture
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.gguf.from_header import checkpoint_tensors, header_config
 from edge_convert.gguf.quantise import FLOATS, GgufOptions, type_of_weights
@@ -207,6 +207,7 @@ def read_facts(source: Input) -> Facts:
         stem = short_name(source.path.stem)
         name = stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}") or "model"
         architecture = find_gguf_architecture(header.architecture, source.path.name)
+        check_reads_back(architecture, source.path.name)
         config = header_config(source.path, header, architecture)
         model = read_model_config(config, architecture, source.path.name)
         weights = checkpoint_tensors(header, architecture, model)

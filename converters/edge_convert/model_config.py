@@ -70,6 +70,18 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     attention_multiplier: _Scale | None = None
     logits_scaling: _Scale | None = None
     num_local_experts: int | None = None
+    num_experts: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    num_experts_per_tok: Annotated[int, Meta(ge=0, le=4096)] | None = None
+    moe_intermediate_size: _Size = 768
+    norm_topk_prob: bool = False
+    decoder_sparse_step: int = 1
+    mlp_only_layers: tuple[int, ...] | None = None
+    full_attn_idxs: tuple[int, ...] | None = None
+    conv_L_cache: Annotated[int, Meta(ge=2, le=64)] = 3
+    conv_bias: bool = False
+    block_multiple_of: _Size = 256
+    block_ffn_dim_multiplier: _Scale = 1.0
+    block_auto_adjust_ff_dim: bool = True
     position_embedding_type: str | None = None
     attn_logit_softcapping: _Scale | None = None
     final_logit_softcapping: _Scale | None = None
@@ -94,6 +106,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         says_tied: config.json lets the head share the embedding; see Checkpoint.is_tied.
         attention_bias: q, k, v and o have a bias.
         mlp_bias: gate, up and down have a bias.
+        n_experts, n_used_experts: of a layer; that a token goes through. 0 for none.
+        expert_inner: width of the matrices of an expert.
+        conv_width: tokens that the convolution of a layer sees; 0 for none.
         rope: the rotary embedding.
         window: tokens that a token sees in layers with a sliding window, itself included; None where there are none.
         layer_kinds: of each layer.
@@ -121,6 +136,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     says_tied: bool
     attention_bias: bool
     mlp_bias: bool
+    n_experts: int
+    n_used_experts: int
+    expert_inner: int
+    conv_width: int
     rope: Rope
     window: int | None
     layer_kinds: tuple[str, ...]
@@ -161,6 +180,8 @@ def read_model_config(config: Mapping[str, Any], architecture: Architecture, whe
         ModelFileError: a value is missing, of another type or out of range, or changes the arithmetic in a way that edge does
             not convert.
     """
+    if architecture.conv_tensors:
+        config = {**config, **_usual_keys(config)}
     try:
         fields = msgspec.convert(dict(config), _Fields)
     except msgspec.ValidationError as error:
@@ -175,6 +196,7 @@ def read_model_config(config: Mapping[str, Any], architecture: Architecture, whe
     if fields.use_bidirectional_attention:
         raise wrong_config(where, "use_bidirectional_attention is set: the model looks at later tokens, too")
     window = fields.sliding_window or architecture.window
+    n_experts = (fields.num_experts or fields.num_local_experts or 128) if architecture.has_experts else 0
     return ModelConfig(
         n_vocab=fields.vocab_size,
         width=fields.hidden_size,
@@ -189,6 +211,10 @@ def read_model_config(config: Mapping[str, Any], architecture: Architecture, whe
         says_tied=architecture.is_tied if fields.tie_word_embeddings is UNSET else fields.tie_word_embeddings,
         attention_bias=fields.attention_bias and architecture.has_attention_bias,
         mlp_bias=fields.mlp_bias and architecture.has_mlp_bias,
+        n_experts=n_experts,
+        n_used_experts=_used_experts(fields, n_experts, where),
+        expert_inner=fields.moe_intermediate_size if architecture.has_experts else 0,
+        conv_width=fields.conv_L_cache if architecture.conv_tensors else 0,
         rope=rope,
         window=window if "sliding_attention" in kinds else None,
         layer_kinds=kinds,
@@ -205,8 +231,51 @@ def read_model_config(config: Mapping[str, Any], architecture: Architecture, whe
     )
 
 
+def _usual_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what LFM2 has other keys for, by the usual ones."""
+    others = (("norm_eps", "rms_norm_eps"), ("block_ff_dim", "intermediate_size"), ("tie_embedding", "tie_word_embeddings"))
+    return {usual: config[own] for own, usual in others if own in config}
+
+
+def _used_experts(fields: _Fields, n_experts: int, where: str) -> int:
+    """Return the number of experts that a token goes through."""
+    if not n_experts:
+        return 0
+    if fields.decoder_sparse_step != 1 or fields.mlp_only_layers:
+        raise wrong_config(where, "only some of its layers have experts, which edge does not convert", HYBRIDS)
+    used = 8 if fields.num_experts_per_tok is None else fields.num_experts_per_tok
+    if not 1 <= used <= n_experts:
+        raise wrong_config(where, f"num_experts_per_tok is {used}, and there are {n_experts} experts")
+    if not fields.norm_topk_prob:
+        raise wrong_config(where, "norm_topk_prob is off, and llama.cpp always normalises the weights of experts", HYBRIDS)
+    return used
+
+
+def _lfm2_inner(fields: _Fields) -> int:
+    """Return the width of LFM2's feed-forward matrices, as transformers computes it."""
+    inner = fields.intermediate_size
+    if not fields.block_auto_adjust_ff_dim:
+        return inner
+    inner, multiple = int(fields.block_ffn_dim_multiplier * (2 * inner // 3)), fields.block_multiple_of
+    return -(-inner // multiple) * multiple
+
+
+def _conv_kinds(fields: _Fields, where: str) -> tuple[str, ...]:
+    """Return the kind of each layer of a LFM2."""
+    n_layers = fields.num_hidden_layers
+    attending = range(n_layers) if fields.full_attn_idxs is None else fields.full_attn_idxs
+    kinds = fields.layer_types or tuple("full_attention" if layer in attending else "conv" for layer in range(n_layers))
+    if len(kinds) != n_layers or set(kinds) - {"full_attention", "conv"}:
+        raise wrong_config(where, f"layer_types names {', '.join(sorted(set(kinds)))}, for {len(kinds)} of {n_layers} layers")
+    if fields.conv_bias:
+        raise wrong_config(where, "its convolutions have a bias, which edge does not convert", HYBRIDS)
+    return kinds
+
+
 def _inner(fields: _Fields, architecture: Architecture, where: str) -> int:
     """Return the width of the feed-forward matrices; of a Granite 4 those of its shared expert, if there is no other."""
+    if architecture.conv_tensors:
+        return _lfm2_inner(fields)
     if architecture.module != "granitemoehybrid":
         return fields.intermediate_size
     if fields.num_local_experts != 0:
@@ -272,6 +341,11 @@ def _layer_kinds(
 ) -> tuple[str, ...]:
     """Return the kind of attention of each layer, as transformers derives it."""
     n_layers, window = fields.num_hidden_layers, fields.sliding_window
+    if architecture.conv_tensors:
+        return _conv_kinds(fields, where)
+    if architecture.windows == "moe":
+        slides = fields.use_sliding_window and (window is not None or "sliding_window" not in config)
+        return ("sliding_attention" if slides else "full_attention",) * n_layers
     if architecture.windows == "all":  # layer_types are not read there
         has_window = window is not None or ("sliding_window" not in config and architecture.window is not None)
         return ("sliding_attention" if has_window else "full_attention",) * n_layers

@@ -52,7 +52,7 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
     if missing:
         raise ModelFileError(
             f"{facts.architecture.title} cannot become {' or '.join(missing)}.",
-            "docs/convert.md shows its formats.",
+            f"It can become: {', '.join(sorted(facts.architecture.formats))}. docs/convert.md shows all formats.",
         )
     _check_smaller(request, facts)
     request = _completed(request, facts)
@@ -82,6 +82,8 @@ def _check_out(out: Path) -> None:
 
 def _check_smaller(request: Request, facts: Facts) -> None:
     """Refuse to make a model smaller where its parts cannot be told apart from then on."""
+    if request.smaller and (facts.model.conv_width or facts.model.n_experts):
+        raise UsageError(f"{facts.architecture.title} cannot be made smaller.", "Choose fewer bits instead: --quant Q4_0")
     if request.smaller and request.smaller.keep_layers and not all(facts.model.rotates):
         raise UsageError(
             f"{facts.architecture.title} cannot lose layers: those without rotary embedding are told by their place.",

@@ -34,12 +34,30 @@ def tensor_shapes(architecture: Architecture, model: ModelConfig) -> dict[str, S
         "k_norm": (keys if architecture.has_wide_norms else model.head_dim,),
         "input_linear": (2 * model.inner, model.width),
         "output_linear": (model.width, model.inner),
+        "out_proj": (model.width, queries),
+        "q_layernorm": (model.head_dim,),
+        "k_layernorm": (model.head_dim,),
+        "w1": (model.inner, model.width),
+        "w2": (model.width, model.inner),
+        "w3": (model.inner, model.width),
+        "gate": (model.n_experts, model.width),
+    }
+    in_conv: dict[str, Shape] = {
+        "conv": (model.width, 1, model.conv_width),
+        "in_proj": (3 * model.width, model.width),
+        "out_proj": (model.width, model.width),
     }
     biased = {*architecture.biased, *(_ATTENTION if model.attention_bias else ()), *(_MLP if model.mlp_bias else ())}
-    found: dict[str, Shape] = {EMBEDDING: (model.n_vocab, model.width), "model.norm.weight": (model.width,)}
-    for layer in range(model.n_layers):
-        for part in architecture.block_tensors:
-            name, shape = f"model.layers.{layer}.{part}", parts.get(part.rpartition(".")[2], (model.width,))
+    found: dict[str, Shape] = {EMBEDDING: (model.n_vocab, model.width), f"{architecture.final_norm}.weight": (model.width,)}
+    for layer, kind in enumerate(model.layer_kinds):
+        known = parts | (in_conv if kind == "conv" else {})
+        for expert in range(model.n_experts):
+            for part in _MLP:
+                sizes = (model.expert_inner, model.width)
+                name = f"model.layers.{layer}.mlp.experts.{expert}.{part.removeprefix('mlp.')}"
+                found[f"{name}.weight"] = sizes[::-1] if part == "mlp.down_proj" else sizes
+        for part in architecture.layer_tensors(kind):
+            name, shape = f"model.layers.{layer}.{part}", known.get(part.rpartition(".")[2], (model.width,))
             found[f"{name}.weight"] = shape
             if part in biased:
                 found[f"{name}.bias"] = shape[:1]

@@ -98,7 +98,9 @@ def reference_logits(checkpoint: Checkpoint, tokens: Sequence[int], precision: s
     base.config.num_hidden_layers = checkpoint.model.n_layers
     with torch.no_grad():
         base.embed_tokens.weight.copy_(torch.from_numpy(_rows(checkpoint, EMBEDDING, tokens)))
-        base.norm.weight.copy_(torch.from_numpy(checkpoint.load_f32("model.norm.weight")))
+        final_norm = checkpoint.architecture.final_norm
+        norm = getattr(base, final_norm.removeprefix("model."))
+        norm.weight.copy_(torch.from_numpy(checkpoint.load_f32(f"{final_norm}.weight")))
         hidden = base(input_ids=torch.arange(len(tokens))[None], use_cache=False).last_hidden_state[0]
         if precision in _ROUNDED:
             hidden = hidden.to(_ROUNDED[precision]).float()
@@ -130,7 +132,7 @@ class _Layers:
                 layer = self._kind(self._config, number)
             names = [name for name in checkpoint.tensors if name.startswith(prefix)]
             weights = {name.removeprefix(prefix): torch.from_numpy(checkpoint.load_f32(name)) for name in names}
-            layer.load_state_dict(weights, assign=True)
+            layer.load_state_dict(_with_joined_experts(weights, checkpoint.model.n_experts), assign=True)
             if self._dtype is not None:
                 for module in layer.modules():
                     if isinstance(module, torch.nn.Linear):
@@ -139,6 +141,18 @@ class _Layers:
 
     def _round(self, _module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (inputs[0].to(self._dtype).float(), *inputs[1:])
+
+
+def _with_joined_experts(weights: dict[str, Any], n_experts: int) -> dict[str, Any]:
+    """Return the weights of a layer with all experts in two tensors, as transformers computes them."""
+    if not n_experts:
+        return weights
+    parts = {
+        part: torch.stack([weights.pop(f"mlp.experts.{expert}.{part}.weight") for expert in range(n_experts)])
+        for part in ("gate_proj", "up_proj", "down_proj")
+    }
+    joined = {"gate_up_proj": torch.cat([parts["gate_proj"], parts["up_proj"]], dim=1), "down_proj": parts["down_proj"]}
+    return weights | {f"mlp.experts.{name}": tensor for name, tensor in joined.items()}
 
 
 def _layer_class(checkpoint: Checkpoint) -> Any:

@@ -41,7 +41,15 @@ def write_config(writer: GGUFWriter, model: ModelConfig, architecture: Architect
     writer.add_embedding_length(model.width)
     writer.add_feed_forward_length(model.inner)
     writer.add_head_count(model.n_heads)
-    writer.add_head_count_kv(model.n_kv_heads)
+    if model.conv_width:
+        writer.add_head_count_kv([0 if kind == "conv" else model.n_kv_heads for kind in model.layer_kinds])
+        writer.add_shortconv_l_cache(model.conv_width)
+    else:
+        writer.add_head_count_kv(model.n_kv_heads)
+    if model.n_experts:
+        writer.add_expert_count(model.n_experts)
+        writer.add_expert_used_count(model.n_used_experts)
+        writer.add_expert_feed_forward_length(model.expert_inner)
     writer.add_key_length(model.head_dim)
     writer.add_value_length(model.head_dim)
     writer.add_layer_norm_rms_eps(model.norm_eps)

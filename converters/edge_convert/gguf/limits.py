@@ -37,6 +37,8 @@ OUTPUT_BIAS = "self_attn.o_proj.bias"
 
 _READS_FACTORS = ("llama", "granite")
 """Architectures whose files may list the factors of frequencies, and have a bias behind attention."""
+_PLAIN_POSITIONS = ("smollm3", "olmo2", "lfm2", "qwen3moe")
+"""Newer architectures whose files list no factors of frequencies."""
 _USUAL_YARN: dict[str, Any] = {"truncate": True, "beta_fast": 32, "beta_slow": 1}
 """Numbers that a llama.cpp context takes for these architectures, whatever the file says. It also rounds the bounds."""
 
@@ -55,9 +57,9 @@ def check_config(model: ModelConfig, architecture: Architecture) -> None:
         raise _cannot("it has rotary embeddings in other layers than llama.cpp has")
     if architecture.unrotated_period and model.mlp_bias:
         raise _cannot("its feed-forward matrices have a bias")
-    if architecture.gguf in ("smollm3", "olmo2") and model.rope.kind in ("llama3", "longrope"):
+    if architecture.gguf in _PLAIN_POSITIONS and model.rope.kind in ("llama3", "longrope"):
         raise _cannot(f"its positions are scaled by {model.rope.kind}, which it does not read for a {architecture.title}")
-    if architecture.gguf == "olmo2" and model.head_dim * model.n_heads != model.width:
+    if architecture.gguf in ("olmo2", "lfm2") and model.head_dim * model.n_heads != model.width:
         raise _cannot(f"its {model.n_heads} heads of {model.head_dim} are not as wide as its hidden state")
     if not architecture.is_gemma:
         return

@@ -23,7 +23,7 @@ from gguf import GGUFReader, dequantize
 from edge.errors import ModelFileError
 from edge.formats.gguf import GGUFHeader, read_header
 from edge.formats.gguf import TensorInfo as GGUFTensor
-from edge_convert.architectures import Architecture, find_gguf_architecture
+from edge_convert.architectures import Architecture, check_reads_back, find_gguf_architecture
 from edge_convert.checkpoint import SOURCE_NOTE, open_checkpoint
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.from_header import checkpoint_tensors, header_config
@@ -110,6 +110,7 @@ def _write_parts(path: Path, out: Path) -> tuple[GGUFHeader, Architecture, Model
     """Write everything but the weights. Returns what the file says, and its tensors by their names in a checkpoint."""
     header = read_header(path)  # refuses damage that would trip the library below
     architecture = find_gguf_architecture(header.architecture, path.name)
+    check_reads_back(architecture, path.name)
     logging.getLogger("gguf").setLevel(logging.ERROR)
     config = header_config(path, header, architecture)
     model = read_model_config(config, architecture, path.name)

@@ -33,20 +33,31 @@ Precision = Literal["F16", "BF16", "F32"]
 
 _ROW_CHUNK_BYTES = 16 << 20
 _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
+_CONV, _ROUTER = ".conv.conv.weight", ".mlp.gate.weight"
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 PERMUTED = re.compile(r"self_attn\.([qk])_proj\.(weight|bias)$")
 
 
 class Part(NamedTuple):
-    """Rows [start, stop) of a tensor of a checkpoint; `stop` is None for all of them."""
+    """Rows [start, stop) of a tensor of a checkpoint; `stop` is None for all of them. `others` follow in a third dimension."""
 
     name: str
     start: int = 0
     stop: int | None = None
+    others: tuple[str, ...] = ()
 
     def shape(self, checkpoint: Checkpoint) -> tuple[int, ...]:
         """Return the shape of these rows."""
         whole = checkpoint.tensors[self.name].shape
+        if self.name.endswith(_CONV):  # [channels, 1, tokens]
+            return (whole[0], whole[2])
+        if self.others:
+            return (1 + len(self.others), *whole)
         return whole if self.stop is None else (self.stop - self.start, *whole[1:])
+
+    def dtype(self, shape: tuple[int, ...], precision: Precision) -> str:
+        """Return the type that these rows are stored in: norms, biases, routers and convolutions in float32."""
+        return "F32" if len(shape) < 2 or self.name.endswith((_CONV, _ROUTER)) else precision
 
 
 def lossless_precision(checkpoint: Checkpoint) -> Precision:
@@ -78,6 +89,9 @@ def gguf_parts(checkpoint: Checkpoint) -> dict[str, Part]:
 
 def _usual_names(name: str, checkpoint: Checkpoint) -> list[tuple[str, Part]]:
     """Return the names that llama.cpp knows a tensor by: the shared expert of a dense Granite 4 is a usual MLP."""
+    if (found := _EXPERT.search(name)) is not None:  # all in one, named by the first
+        others = (name.replace(found[0], f".experts.{expert}.") for expert in range(1, checkpoint.model.n_experts))
+        return [(name.replace(found[0], ".experts."), Part(name, others=tuple(others)))] if found[1] == "0" else []
     if "shared_mlp" not in name:
         return [(name, Part(name))]
     mlp, inner = name.partition("shared_mlp")[0] + "mlp", checkpoint.model.inner
@@ -117,7 +131,7 @@ def write_gguf(
             writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
         for mapped, part in parts.items():
             shape = part.shape(checkpoint)
-            kind = precision if len(shape) > 1 else "F32"
+            kind = part.dtype(shape, precision)
             n_bytes = _ITEM_BYTES[kind] * math.prod(shape)
             writer.add_tensor_info(mapped, shape, _dtype(kind), n_bytes, raw_dtype=GGMLQuantizationType[kind])
         writer.write_header_to_file()
@@ -137,6 +151,9 @@ def write_gguf(
 def _converted(checkpoint: Checkpoint, part: Part, precision: Precision) -> NDArray[np.generic]:
     """Return a tensor in llama.cpp's layout and type."""
     name, tensor = part.name, checkpoint.load_rows(part.name, part.start, part.stop)
+    shape = part.shape(checkpoint)
+    if part.others:
+        tensor = np.stack([tensor, *map(checkpoint.load, part.others)])
     if checkpoint.architecture.is_gemma and name.endswith("norm.weight"):
         shifted: NDArray[np.generic] = tensor.astype(np.float32) + np.float32(1.0)  # Gemma stores the distance from one
         return shifted
@@ -144,8 +161,7 @@ def _converted(checkpoint: Checkpoint, part: Part, precision: Precision) -> NDAr
     if found and checkpoint.architecture.is_permuted:
         model = checkpoint.model
         tensor = pair_up(tensor, model.n_heads if found[1] == "q" else model.n_kv_heads)
-    kind = precision if tensor.ndim > 1 else "F32"
-    return _cast(tensor, _dtype(kind), name)
+    return _cast(tensor.reshape(shape), _dtype(part.dtype(shape, precision)), name)
 
 
 def pair_up(tensor: NDArray[np.generic], n_heads: int) -> NDArray[np.generic]:

@@ -34,7 +34,7 @@ def test_values_are_those_of_transformers(kind: str, tiny_checkpoint: Make) -> N
     config, model = AutoConfig.from_pretrained(tiny_checkpoint(kind)), open_checkpoint(tiny_checkpoint(kind)).model
     assert model.head_dim == getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     assert model.n_kv_heads == config.num_key_value_heads
-    assert model.norm_eps == config.rms_norm_eps
+    assert model.norm_eps == (getattr(config, "rms_norm_eps", None) or config.norm_eps)
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     assert list(model.layer_kinds) == list(kinds)
 
@@ -59,7 +59,9 @@ def test_the_base_of_positions_is_read_whatever_scales_them(scaling: dict[str, A
         assert read_model_config({**sizes, **given}, ARCHITECTURES[name], "test").rope.theta == 5e5
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"llama-linear", "qwen2-yarn", "phi3-long", "phi4", "granite4"}))
+@pytest.mark.parametrize(
+    "kind", sorted(set(KINDS) - {"llama-linear", "qwen2-yarn", "phi3-long", "phi4", "granite4", "qwen3moe", "lfm2"})
+)
 def test_defaults_are_those_of_transformers(kind: str) -> None:
     """What a config.json leaves out has the value that transformers gives it."""
     from transformers import AutoConfig
@@ -181,6 +183,11 @@ def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path: Path) -> N
         ("granite4", {"position_embedding_type": "nope"}, "no positions"),
         ("smollm3", {"no_rope_layers": [1, 1]}, "names 2 of 5 layers"),
         ("granite", {"logits_scaling": 0}, "logits_scaling"),
+        ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob is off"),
+        ("qwen3moe", {"mlp_only_layers": [0]}, "only some of its layers"),
+        ("qwen3moe", {"num_experts_per_tok": 5}, "there are 4 experts"),
+        ("lfm2", {"layer_types": ["conv", "sliding_attention"]}, "layer_types names conv, sliding_attention"),
+        ("lfm2", {"conv_bias": True}, "have a bias"),
     ],
 )
 def test_variants_of_newer_families_are_refused(kind: str, changes: dict[str, Any], words: str, tiny_checkpoint: Make) -> None:
@@ -227,3 +234,20 @@ def test_what_llama_cpp_takes_for_granted(kind: str, changes: dict[str, Any], wo
     check_config(read_model_config(config, architecture, "test"), architecture)
     with pytest.raises(ModelFileError, match=words):
         check_config(read_model_config(config | changes, architecture, "test"), architecture)
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 1.3])
+def test_lfm2_computes_the_width_of_its_feed_forward_half(multiplier: float) -> None:
+    """The width is that of the matrices that transformers makes, whichever key names it."""
+    from transformers import Lfm2Config
+    from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
+
+    for key in ("block_ff_dim", "intermediate_size"):
+        sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, key: 1000}
+        sizes |= {"max_position_embeddings": 64, "num_key_value_heads": 2}
+        changes = {"block_ffn_dim_multiplier": multiplier, "full_attn_idxs": [1], "tie_embedding": False}
+        expected = Lfm2Config(**sizes, **changes)  # type: ignore[arg-type]
+        model = read_model_config({**sizes, **changes}, ARCHITECTURES["Lfm2ForCausalLM"], "test")
+        assert model.inner == Lfm2MLP(expected).w1.out_features
+        assert list(model.layer_kinds) == expected.layer_types == ["conv", "full_attention", "conv"]
+        assert (model.says_tied, model.norm_eps, model.rope.theta) == (False, expected.norm_eps, 1e6)

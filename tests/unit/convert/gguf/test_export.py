@@ -27,7 +27,7 @@ from edge_convert.inputs import Input
 from edge_convert.pipeline import Progress, run
 from edge_convert.plan import make_plan
 from edge_convert.strings import varied_strings
-from tests.checkpoints import ARCHITECTURE_OF, KINDS, TOKENIZERS, make_checkpoint, make_tokenizer
+from tests.checkpoints import ARCHITECTURE_OF, GGUF_ONLY, KINDS, TOKENIZERS, make_checkpoint, make_tokenizer
 from tests.prove import proof_size
 from tests.unit.convert.reference import logits_of_checkpoint, logits_of_gguf, some_tokens
 from tests.unit.convert.support import convert, read_manifest
@@ -260,6 +260,28 @@ def test_logits_that_differ_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"rope.scaling.factor", b"rope.scaling.fActor"))
     with pytest.raises(ModelFileError, match="computes other logits"):
         check_logits(path, checkpoint, "F32", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["granite4", "qwen3moe", "lfm2"])
+def test_a_conversion_compares_the_logits_of_other_layers_too(kind: str, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    """A layer at a time: with experts in one tensor, a convolution instead of attention, and divided logits."""
+    from edge_convert.gguf.check_logits import check_logits
+
+    checkpoint = open_checkpoint(tiny_checkpoint(kind))
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", "F32")
+    assert check_logits(path, checkpoint, "F32", tmp_path) < 1e-4
+
+
+@pytest.mark.parametrize("kind", GGUF_ONLY)
+def test_what_only_llama_cpp_runs_is_told_at_once(kind: str, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(kind)
+    for form in ("onnx", "coreml"):
+        with pytest.raises(ModelFileError, match=f"cannot become {form}") as caught:
+            make_plan(Input(kind="checkpoint", path=folder, source=kind), tmp_path / "out", Request(formats=(form,)))
+        assert "gguf" in caught.value.hint
+    path = write_gguf(open_checkpoint(folder), tmp_path / "model.gguf", "F16")
+    with pytest.raises(ModelFileError, match="does not read its GGUF back"):
+        make_plan(Input(kind="gguf", path=path, source=kind), tmp_path / "out", Request())
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ KINDS = proof_size(
     ("llama", "qwen2-yarn", "gemma3"),
     (
         *("llama", "llama3", "qwen2", "qwen2-yarn", "qwen3", "mistral", "gemma2", "gemma3", "phi3-long"),
-        *("smollm3", "granite", "olmo2"),
+        *("smollm3", "granite", "olmo2", "qwen3moe", "lfm2"),
     ),
 )
 """Its conversion wants a tokenizer.model for phi4, and writes keys for phi3 and granite4 that say what is so anyway."""
