@@ -29,6 +29,7 @@ __all__ = [
     "complete_setting_name",
     "complete_setting_value",
     "complete_speaker",
+    "complete_task",
     "complete_voice",
 ]
 
@@ -220,3 +221,12 @@ def complete_setting(ctx: click.Context, param: Any, incomplete: str) -> list[Co
     if is_value:
         return _completer(lambda: ((f"{key}={value}", about) for value, about in _values(key)))(ctx, param, incomplete)
     return _completer(lambda: ((f"{name}=", about) for name, about in _settings()))(ctx, param, incomplete)
+
+
+def _tasks() -> Iterable[tuple[str, str]]:
+    from edge_convert.evaluate.tasks.suite import ABOUT
+
+    return (*ABOUT.items(), ("all", "all of them"))
+
+
+complete_task = _completer(_tasks)

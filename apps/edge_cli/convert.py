@@ -12,7 +12,7 @@ from edge.errors import EdgeError
 from edge.units import duration_text, short_name, size_text
 from edge_cli import convert_names, output, signals
 from edge_cli.app import App, pass_app
-from edge_cli.completers import complete_model
+from edge_cli.completers import complete_model, complete_task
 from edge_cli.group import examples
 from edge_cli.options import json_option
 
@@ -73,6 +73,15 @@ _KEPT = ("keep_layers", "keep_ffn", "keep_vocab")
 @click.option("--context", type=int, default=2048, show_default=True, metavar="TOKENS", help="Core ML: context window.")
 @click.option("--card/--no-card", default=True, help="Evaluate the results against the source.")
 @click.option("--gate", default="", metavar="LIMITS", help="Fail with exit code 5 beyond these: top1=0.9,kl=0.1,ppl=+5%.")
+@click.option(
+    "--tasks",
+    is_flag=False,
+    flag_value="all",
+    default="",
+    metavar="[TASKS]",
+    shell_complete=complete_task,
+    help="The card also asks the models: facts, instructions, repetition, or all.",
+)
 @click.option("--explicit-kv", is_flag=True, help="Core ML: the KV cache as inputs and outputs instead of a state.")
 @click.option(
     "--compute-units",
@@ -143,14 +152,14 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     if package is not None:
         raise click.UsageError(f"There is one source too many: {package}", click.get_current_context())
     _check_options(_names(options["formats"]))
-    if (options["gate"] or options["device"]) and not options["card"]:
+    if (options["gate"] or options["device"] or options["tasks"]) and not options["card"]:
         raise click.UsageError("That needs the card: leave out --no-card.", click.get_current_context())
     name = convert_names.choose_name(app, source, options)
     request = _request(app, options)
     if options["gate"]:
-        from edge_convert.evaluate.gate import parse_gate
+        from edge_convert.evaluate.gate import check_tasks, parse_gate
 
-        parse_gate(options["gate"])  # so that a mistake is reported before the work, not after
+        check_tasks(parse_gate(options["gate"]), request.tasks)  # a mistake is reported before the work, not after
     found = _find(app, source, accept_licence=options["accept_licence"])
     from edge_convert.choose import with_candidates
     from edge_convert.pipeline import check_resources
@@ -267,6 +276,7 @@ def _check_options(formats: tuple[str, ...]) -> None:
 
 def _request(app: App, options: dict[str, Any]) -> Request:
     """Return the options as one value, after checking that the packages are installed."""
+    from edge_convert.evaluate.tasks.suite import parse_tasks
     from edge_convert.facts import Request
     from edge_convert.gguf.quantise import GgufOptions
     from edge_convert.targets import check_packages
@@ -286,6 +296,7 @@ def _request(app: App, options: dict[str, Any]) -> Request:
         coreml_context=options["context"],
         coreml_palette_bits=6 if options["palette_bits"] == "6" else 4,
         card=options["card"],
+        tasks=parse_tasks(options["tasks"]) if options["tasks"] else (),
         coreml_stateful=not options["explicit_kv"],
         force=options["force"],
         smaller=_recipe(options),

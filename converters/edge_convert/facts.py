@@ -46,6 +46,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         coreml_context: cache rows of a Core ML package.
         coreml_palette_bits: see CoreMLOptions.
         card: evaluate the results against the source.
+        tasks: that the card asks the source and the results, see edge_convert.evaluate.tasks.suite.
         coreml_stateful: see CoreMLOptions.
         force: replace existing results.
         smaller: make the model smaller first, by this recipe.
@@ -59,6 +60,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     coreml_context: int = 2048
     coreml_palette_bits: Literal[4, 6] = 6
     card: bool = True
+    tasks: tuple[str, ...] = ()
     coreml_stateful: bool = True
     force: bool = False
     smaller: Recipe | None = None

@@ -124,7 +124,7 @@ def _steps(facts: Facts, request: Request) -> list[Step]:
     if request.card and results:
         # A student is held to its teacher, so that the card shows the cost of what left, too.
         # With a smaller vocabulary that is the teacher over the tokens that stay.
-        steps.append(card_step(reference, results))
+        steps.append(card_step(reference, results, request.tasks))
     return steps
 
 

@@ -9,6 +9,8 @@ import msgspec
 from edge.errors import ModelFileError
 from edge.units import reason, size_text
 from edge_convert.evaluate.metrics import Quality, Scores
+from edge_convert.evaluate.tasks import report
+from edge_convert.evaluate.tasks.suite import Usefulness
 
 __all__ = [
     "AT_LEAST",
@@ -16,22 +18,25 @@ __all__ = [
     "KINDS_TITLE",
     "KIND_COLUMNS",
     "N_QUALITY_COLUMNS",
+    "USE_COLUMNS",
     "Card",
     "Failure",
     "Row",
     "Speed",
     "failures",
+    "has_usefulness",
     "kind_texts",
     "markdown",
     "notes",
     "read_card",
     "row_texts",
     "to_json",
+    "use_texts",
     "used_columns",
 ]
 
 
-AT_LEAST = ("top1", "divergence")
+AT_LEAST = ("top1", "divergence", "facts", "kept", "instructions")
 """Measures of a gate that are better when larger."""
 
 
@@ -82,6 +87,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         speed: None if it was not measured.
         splits_alike: whether its tokenizer gives the reference's tokens; None if it has none.
         is_part: whether it read the beginnings of the texts only, since edge's evaluator computed it.
+        usefulness: its replies, judged; None if the tasks were not asked for, or nothing here runs the model.
+        good_for: one sentence that follows from them.
         failures: conditions of the gate that it does not meet.
     """
 
@@ -94,6 +101,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     speed: Speed | None = None
     splits_alike: bool | None = None
     is_part: bool = False
+    usefulness: Usefulness | None = None
+    good_for: str = ""
     failures: tuple[Failure, ...] = ()
 
 
@@ -148,6 +157,9 @@ KINDS_TITLE = "By kind of text (KL mean / top-1), and the engine of each model"
 KIND_COLUMNS = ("model", "prose", "chat", "computed by")
 """Headings of `kind_texts`."""
 
+USE_COLUMNS = ("model", *report.COLUMNS)
+"""Headings of `use_texts`."""
+
 N_QUALITY_COLUMNS = 7
 """The first of them, up to the greedy tokens; the rest is speed."""
 
@@ -184,6 +196,16 @@ def kind_texts(row: Row) -> tuple[str, ...]:
     return row.name, prose, chat, row.tool
 
 
+def use_texts(row: Row) -> tuple[str, ...]:
+    """Return the usefulness of a row as texts, one for each of USE_COLUMNS."""
+    return row.name, *report.texts(row.usefulness)
+
+
+def has_usefulness(card: Card) -> bool:
+    """Return whether the tasks were asked of some model."""
+    return any(row.usefulness is not None for row in card.rows)
+
+
 def _agreement(scores: Scores | None) -> str:
     return f"{_kl(scores.kl_mean)} / {100 * scores.top1:.1f}%" if scores else ""
 
@@ -216,6 +238,11 @@ def notes(card: Card) -> list[str]:
             f"Speed: medians of {card.n_rounds} alternating rounds, each in a fresh process: prefill of {card.n_prefill} "
             f"tokens, decode of {card.n_decode}, on {card.machine}. Peak memory is that of the process with its libraries."
         )
+    useful = [row.usefulness for row in card.rows if row.usefulness is not None]
+    if useful:
+        found += report.notes(useful[-1])
+        if missing := [row.name for row in card.rows if row.usefulness is None]:
+            found.append(f"No engine of edge runs these here, so they were asked nothing: {', '.join(missing)}.")
     odd = [row.name for row in card.rows if row.splits_alike is False]
     if odd:
         found.append(f"These tokenise the text differently from the reference: {', '.join(odd)}. Check their tokenizers.")
@@ -240,6 +267,10 @@ def markdown(card: Card) -> str:
         lines.append("| " + " | ".join(texts[index].replace("|", "\\|") for index in used) + " |")
     lines += ["", f"{KINDS_TITLE}:", "", "| " + " | ".join(KIND_COLUMNS) + " |", "|---|---:|---:|---|"]
     lines += ["| " + " | ".join(text.replace("|", "\\|") for text in kind_texts(row)) + " |" for row in card.rows]
+    if has_usefulness(card):
+        lines += ["", f"{report.TITLE}:", "", "| " + " | ".join(USE_COLUMNS) + " |", "|---|" + "---:|" * (len(USE_COLUMNS) - 1)]
+        lines += ["| " + " | ".join(text.replace("|", "\\|") for text in use_texts(row)) + " |" for row in card.rows]
+        lines += ["", *(f"**{row.name}**: {row.good_for}\n" for row in card.rows if row.good_for)]
     lines += ["", *(f"- {note}" for note in notes(card) + failures(card)), ""]
     return "\n".join(lines)
 

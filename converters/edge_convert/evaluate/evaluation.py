@@ -13,15 +13,20 @@ import msgspec
 from edge.errors import StorageError, UsageError
 from edge.units import reason
 from edge_convert.evaluate.card import Card, Row, Speed
-from edge_convert.evaluate.gate import check, parse_gate
+from edge_convert.evaluate.gate import check, check_tasks, parse_gate
 from edge_convert.evaluate.jobs import LocalJobs, RayJobs
 from edge_convert.evaluate.logits import find_format, is_slow, size_on_disk
 from edge_convert.evaluate.measure import QualityResult
 from edge_convert.evaluate.passages import TextOptions, beginnings
+from edge_convert.evaluate.tasks.suite import Suite, TaskOptions, Usefulness
+from edge_convert.evaluate.tasks.verdict import good_for
 
 __all__ = ["EvaluateOptions", "evaluate"]
 
 Progress = Callable[[str, float], None]
+
+_TASKS_FROM = 0.4
+"""Share of the progress that the rest takes where the tasks are asked, too."""
 
 
 class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +40,8 @@ class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
         n_threads: CPU threads of one model; 0 is half of the machine's, at least 1.
         n_jobs: models at a time, for quality; 0 is as many as the threads allow.
         gate: conditions such as "top1=0.9,kl=0.1,ppl=+5%"; "" is none.
-        ray: address of a Ray cluster that runs the jobs; "" runs them on this machine.
+        ray: address of a Ray cluster that runs the jobs; "" runs them on this machine. Tasks always run here.
+        tasks: what to ask the models beside that; None asks nothing.
     """
 
     texts: TextOptions = TextOptions()
@@ -46,6 +52,7 @@ class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
     n_jobs: int = 0
     gate: str = ""
     ray: str = ""
+    tasks: TaskOptions | None = None
 
     def __post_init__(self) -> None:
         if self.n_rounds < 0 or self.n_prefill < 1 or self.n_decode < 1 or self.n_threads < 0 or self.n_jobs < 0:
@@ -71,18 +78,24 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
     if not models:
         raise UsageError("There is no model to evaluate.", "Name one: edge eval MODEL")
     gate = parse_gate(options.gate) if options.gate else ()
+    check_tasks(gate, options.tasks.tasks if options.tasks else ())
+    suite = Suite(options.tasks) if options.tasks else None
     chosen = _choose_reference(models, reference)
     paths = _names([chosen, *(path for path in models if path.resolve() != chosen.resolve())])
     n_cpus = os.cpu_count() or 2
     n_threads = options.n_threads or max(1, n_cpus // 2)
     local = LocalJobs(n_threads, options.n_jobs or max(1, n_cpus // n_threads))
     remote = RayJobs(options.ray, n_threads) if options.ray else None
+    first_part = _TASKS_FROM if suite else 1.0
     try:
-        results, samples = _measure(paths, local, remote or local, options, on_progress)
+        results, samples = _measure(
+            paths, local, remote or local, options, lambda text, share: on_progress(text, first_part * share)
+        )
     finally:
         if remote is not None:
             remote.close()
     first = next(iter(paths))
+    useful = _ask(suite, paths, lambda text, share: on_progress(text, first_part + (1 - first_part) * share)) if suite else {}
     quality = results[first].quality
     rows = [
         Row(
@@ -95,7 +108,9 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
             speed=_median(samples[name]) if name in samples else None,
             splits_alike=results[name].splits_alike,
             is_part=results[name].quality.all.n_tokens < quality.all.n_tokens,
-            failures=check(results[name].quality, gate) if name != first else (),
+            usefulness=useful.get(name),
+            good_for=good_for(useful[name]) if name in useful else "",
+            failures=check(results[name].quality, gate, useful.get(name)) if name != first else (),
         )
         for name, path in paths.items()
     ]
@@ -147,6 +162,14 @@ def _measure(
         return results, {}
     speed = jobs.speeds(timed, options.n_rounds, options.n_prefill, options.n_decode, lambda name: advance(f"speed: {name}"))
     return results, speed
+
+
+def _ask(suite: Suite, paths: dict[str, Path], on_progress: Progress) -> dict[str, Usefulness]:
+    """Ask the models that edge runs here; the first is the teacher of the others."""
+    first = next(iter(paths))
+    names = [name for name, path in paths.items() if not is_slow(find_format(path))]
+    replies = dict(zip(names, suite.ask([paths[name] for name in names], on_progress), strict=True))
+    return {name: suite.judge(own, replies.get(first) if name != first else None) for name, own in replies.items()}
 
 
 def _choose_reference(models: Sequence[Path], reference: Path | None) -> Path:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 
 import msgspec
 
 from edge.errors import QualityGateError, UsageError
 from edge_convert.evaluate.card import AT_LEAST, Card, Failure
 from edge_convert.evaluate.metrics import Quality
+from edge_convert.evaluate.tasks.suite import Usefulness
 
-__all__ = ["MEASURES", "Limit", "check", "enforce", "parse_gate"]
+__all__ = ["MEASURES", "Limit", "check", "check_tasks", "enforce", "parse_gate"]
 
 MEASURES = {
     "top1": "top-1 agreement with the reference, at least",
@@ -18,7 +20,15 @@ MEASURES = {
     "kl99": "99th percentile of the KL divergence, at most",
     "ppl": "perplexity on prose, at most; with + and % relative to the reference",
     "divergence": "mean number of tokens before a greedy answer leaves the reference's, at least",
+    "facts": "share of the short questions that are answered, at least",
+    "kept": "share of the questions that the reference answers, at least",
+    "instructions": "share of the instructions that are followed, at least",
+    "loops": "share of the long replies that end in a loop, at most",
 }
+
+_TASKS = {"facts": "facts", "kept": "facts", "instructions": "instructions", "loops": "repetition"}
+"""Measure -> the task that it is of."""
+_SHARES = ("top1", *_TASKS)
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -63,20 +73,32 @@ def _limit(measure: str, value: str) -> Limit:
         number = float(value[1:-1]) / 100 if is_relative else float(value)
     except ValueError:
         number = -1.0
-    if not 0 <= number < float("inf") or (measure == "top1" and number > 1):
+    if not 0 <= number < float("inf") or (measure in _SHARES and number > 1):
         raise UsageError(f"{measure}={value} is not a usable limit.", "For example: --gate top1=0.9,kl=0.1,ppl=+5%")
     return Limit(measure, number, is_relative)
 
 
-def check(quality: Quality, limits: Sequence[Limit]) -> tuple[Failure, ...]:
-    """Return the conditions that a model does not meet."""
+def check_tasks(limits: Sequence[Limit], tasks: Collection[str]) -> None:
+    """Check that what a gate names is measured.
+
+    Raises:
+        UsageError: a condition is about a task that is not among `tasks`.
+    """
+    for limit in limits:
+        task = _TASKS.get(limit.measure)
+        if task is not None and task not in tasks:
+            raise UsageError(f"The gate names {limit.measure}, which was not measured.", f"Add the option: --tasks {task}")
+
+
+def check(quality: Quality, limits: Sequence[Limit], usefulness: Usefulness | None = None) -> tuple[Failure, ...]:
+    """Return the conditions that a model does not meet; one about replies that nothing here can give is not met."""
     values = {
         "top1": quality.all.top1,
         "kl": quality.all.kl_mean,
         "kl99": quality.all.kl_p99,
         "ppl": quality.prose.perplexity,
         "divergence": quality.mean_divergence,
-    }
+    } | _task_values(usefulness)
     failures = []
     for limit in limits:
         value = values[limit.measure]
@@ -85,6 +107,17 @@ def check(quality: Quality, limits: Sequence[Limit]) -> tuple[Failure, ...]:
         if not is_met:  # NaN meets nothing
             failures.append(Failure(limit.measure, value, allowed))
     return tuple(failures)
+
+
+def _task_values(found: Usefulness | None) -> dict[str, float]:
+    facts, told, long = (found.facts, found.instructions, found.repetition) if found else (None, None, None)
+    shares = {
+        "facts": facts and facts.right,
+        "kept": facts and facts.kept,
+        "instructions": told and told.followed,
+        "loops": long and long.loops,
+    }
+    return {measure: share.value if share and share.n else math.nan for measure, share in shares.items()}
 
 
 def enforce(card: Card) -> None:

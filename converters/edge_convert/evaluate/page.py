@@ -12,14 +12,18 @@ from edge_convert.evaluate.card import (
     COLUMNS,
     KIND_COLUMNS,
     KINDS_TITLE,
+    USE_COLUMNS,
     Card,
     Row,
     failures,
+    has_usefulness,
     kind_texts,
     notes,
     row_texts,
+    use_texts,
     used_columns,
 )
+from edge_convert.evaluate.tasks.report import TITLE
 
 __all__ = ["html_page"]
 
@@ -64,6 +68,10 @@ def html_page(card: Card) -> str:
     used = used_columns(card)
     main = _table(card, [COLUMNS[index] for index in used], lambda row: [row_texts(row)[index] for index in used])
     by_kind = _table(card, KIND_COLUMNS, kind_texts, ' class="said"')
+    use = ""
+    if has_usefulness(card):
+        said = "".join(f"<li><b>{escape(row.name)}</b>: {escape(row.good_for)}</li>\n" for row in card.rows if row.good_for)
+        use = f"<h2>{escape(TITLE)}</h2>\n{_table(card, USE_COLUMNS, use_texts)}<ul>\n{said}</ul>\n"
     formats = dict.fromkeys(row.format for row in card.rows)
     key = "".join(f'<span><i class="{form}"></i>{TITLES.get(form, form)}</span>' for form in formats)
     plots = "".join(f"<section><h2>{escape(name)}</h2>{plot}</section>\n" for name, plot in _plots(card) if plot)
@@ -72,7 +80,7 @@ def html_page(card: Card) -> str:
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n'
         f'{main}<div class="plots">\n{plots}</div>\n<p class="key">{key}</p>\n'
-        f"<h2>{escape(KINDS_TITLE)}</h2>\n{by_kind}<ul>\n{listed}</ul>\n</body>\n</html>\n"
+        f"{use}<h2>{escape(KINDS_TITLE)}</h2>\n{by_kind}<ul>\n{listed}</ul>\n</body>\n</html>\n"
     )
 
 

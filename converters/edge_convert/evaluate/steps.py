@@ -16,6 +16,7 @@ from edge_convert.evaluate.evaluation import EvaluateOptions, evaluate
 from edge_convert.evaluate.gate import check, parse_gate
 from edge_convert.evaluate.logits import is_slow, model_in
 from edge_convert.evaluate.page import html_page
+from edge_convert.evaluate.tasks.suite import TaskOptions
 from edge_convert.facts import Facts
 from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress
 
@@ -23,19 +24,20 @@ __all__ = ["CARD", "apply_gate", "card_step", "measured"]
 
 CARD = "card"
 _READ_S = 1.5e-8  # seconds a weight takes for all texts, on one core
+_TASK_S = 2e-7  # seconds per weight, model and task, on one core
 _MODEL_S = 12.0
 _EVALUATOR_S = 7e-9  # seconds per weight and token
 
 
-def card_step(facts: Facts, steps: Sequence[Step], options: EvaluateOptions | None = None) -> Step:
+def card_step(facts: Facts, steps: Sequence[Step], tasks: tuple[str, ...] = ()) -> Step:
     """Plan the step that evaluates artifacts.
 
     Args:
         facts: of the reference; the card is headed by its name, and calls the checkpoint so, whose folder may be one of ours.
         steps: that make the artifacts.
-        options: how to evaluate.
+        tasks: to ask the reference and the artifacts.
     """
-    chosen = options or EvaluateOptions()
+    chosen = EvaluateOptions(tasks=TaskOptions(tasks=tasks) if tasks else None)
     n_slow = sum(is_slow(step.name.partition("-")[0]) for step in steps)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
@@ -52,7 +54,8 @@ def card_step(facts: Facts, steps: Sequence[Step], options: EvaluateOptions | No
         artifact=True,
         is_extra=True,
         seconds=(len(steps) - n_slow + 2) * (_MODEL_S + facts.n_params * _READ_S)
-        + n_slow * facts.n_params * _EVALUATOR_S * chosen.texts.n_slow,
+        + n_slow * facts.n_params * _EVALUATOR_S * chosen.texts.n_slow
+        + (len(steps) - n_slow + 1) * facts.n_params * _TASK_S * len(tasks),
         disk_bytes=1 << 20,
         memory_bytes=estimates.evaluate(facts, min(2, n_slow)),
     )
@@ -69,7 +72,8 @@ def apply_gate(plan: Plan, gate: str) -> Card:
     folder = next((path for path in (plan.work / CARD, plan.out / CARD) if path.exists()), plan.work / CARD)
     card = read_card(folder / "card.json")
     rows = tuple(
-        row if row.is_reference else msgspec.structs.replace(row, failures=check(row.quality, limits)) for row in card.rows
+        row if row.is_reference else msgspec.structs.replace(row, failures=check(row.quality, limits, row.usefulness))
+        for row in card.rows
     )
     card = msgspec.structs.replace(card, gate=gate, rows=rows)
     _write(folder, card)

@@ -33,8 +33,8 @@ def find_file(source: Source) -> Path:
         spec = find_spec(source.package) if source.package.isidentifier() else None
         places: Sequence[str] = (spec.submodule_search_locations if spec else None) or ()
         if not places:
-            hint = f"Install it: {source.install}" if source.install else "Install it, or leave that text out of the recipe."
-            raise UsageError(f"The recipe takes a text from the package {source.package}, which is not installed.", hint)
+            hint = f"Install it: {source.install}" if source.install else "Install it, or leave that text out."
+            raise UsageError(f"The text {source.file} is in the package {source.package}, which is not installed.", hint)
         path = next(iter(places)) / Path(source.file)
     if not path.is_file():
         raise UsageError(f"There is no text {path}.", "Check the recipe, or the path.")

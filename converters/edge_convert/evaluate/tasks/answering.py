@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_convert.evaluate.logits import find_format
-from edge_convert.evaluate.tasks.asks import Answer, AnswerOptions, Ask
+from edge_convert.evaluate.tasks.asks import AnswerOptions, Ask
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
@@ -21,10 +21,10 @@ _CONTEXT = 2048
 """Tokens, of all replies that run side by side: a prompt and its reply take a quarter of it at most."""
 
 
-def answer(model: Path, asks: Sequence[Ask], options: AnswerOptions) -> Iterator[tuple[int, Answer]]:
-    """Have a model answer prompts at temperature 0, and yield (number of the prompt, reply) as they end.
+def answer(model: Path, asks: Sequence[Ask], options: AnswerOptions) -> Generator[tuple[int, str], None, None]:
+    """Have a model answer prompts at temperature 0, and yield (number of the prompt, text of the reply) as they end.
 
-    Closing the iterator stops the replies that run, and releases the model.
+    Closing the generator stops the replies that run, and releases the model.
 
     Raises:
         ModelNotFoundError, ModelFileError: the path is not a model, or it is damaged.
@@ -44,8 +44,7 @@ def answer(model: Path, asks: Sequence[Ask], options: AnswerOptions) -> Iterator
 
     with _load(edge, model, options) as ai:
         for number, reply in Batch(enumerate(asks), start, options.n_parallel + 1):
-            text = reply.wait()
-            yield number, Answer(text=text, is_cut=reply.finish_reason == "length")
+            yield number, reply.wait()
 
 
 def _prompt(one: Ask) -> list[dict[str, object]]:
@@ -56,6 +55,7 @@ def _load(edge: Any, model: Path, options: AnswerOptions) -> Assistant:
     loaded: Assistant = edge.load(
         str(model),
         settings=edge.Settings(),  # a measurement does not depend on the user's settings
+        backend=options.backend or None,
         context=_CONTEXT,
         parallel=options.n_parallel,
         threads=options.n_threads,

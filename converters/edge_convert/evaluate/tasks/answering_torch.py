@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from edge.errors import ModelFileError
 from edge.types import Message
 from edge_convert.evaluate.logits import tokenise_with
 from edge_convert.evaluate.passages import find_template
-from edge_convert.evaluate.tasks.asks import Answer, AnswerOptions, Ask
+from edge_convert.evaluate.tasks.asks import AnswerOptions, Ask
 from edge_convert.torch_models import load_model
 
 __all__ = ["answer"]
@@ -21,7 +21,7 @@ __all__ = ["answer"]
 _BATCH = 16
 
 
-def answer(model: Path, asks: Sequence[Ask], options: AnswerOptions) -> Iterator[tuple[int, Answer]]:
+def answer(model: Path, asks: Sequence[Ask], options: AnswerOptions) -> Generator[tuple[int, str], None, None]:
     """See `answering.answer`. Prompts of about the same length share a pass."""
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
@@ -36,7 +36,7 @@ def answer(model: Path, asks: Sequence[Ask], options: AnswerOptions) -> Iterator
         del order[: len(group)]
         for number, found in zip(group, _generate(loaded, [prompts[at] for at in group], longest, ends), strict=True):
             end = next((at for at, token in enumerate(found) if token in ends), None)
-            yield number, Answer(text=decode(found[:end], skip_special_tokens=True).strip(), is_cut=end is None)
+            yield number, decode(found[:end], skip_special_tokens=True).strip()
 
 
 def _tokens(folder: Path, one: Ask) -> list[int]:

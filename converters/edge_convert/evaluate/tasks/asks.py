@@ -1,10 +1,15 @@
-"""Prompts, replies and how they are made: the values that all of the tasks share."""
+"""Prompts and how they are answered: the values that all of the tasks share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import msgspec
 
-__all__ = ["Answer", "AnswerOptions", "Ask"]
+__all__ = ["AnswerOptions", "Ask", "spread"]
+
+T = TypeVar("T")
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,18 +24,6 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply.
-
-    Attributes:
-        text: of it.
-        is_cut: it was as long as allowed.
-    """
-
-    text: str
-    is_cut: bool = False
-
-
 class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a model answers.
 
@@ -38,7 +31,16 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
         n_parallel: replies side by side. With 1 the replies are the same each time; otherwise the engine's last bits depend on
             which replies share a pass, and where two tokens are almost as likely another one may be taken.
         n_threads: CPU threads; None lets the plan choose.
+        backend: name of edge's engine; "" lets the plan choose. Checkpoints are computed by transformers.
     """
 
     n_parallel: int = 4
     n_threads: int | None = None
+    backend: str = ""
+
+
+def spread(items: Sequence[T], limit: int) -> list[T]:
+    """Return `limit` items at even distances, so that kinds that follow each other keep their shares; all for 0."""
+    if not 0 < limit < len(items):
+        return list(items)
+    return [items[len(items) * number // limit] for number in range(limit)]

@@ -20,7 +20,7 @@ import msgspec
 from edge.errors import ModelFileError
 from edge.units import reason
 from edge_convert.evaluate.tasks.answering import answer
-from edge_convert.evaluate.tasks.asks import AnswerOptions, Ask
+from edge_convert.evaluate.tasks.asks import AnswerOptions, Ask, spread
 from edge_convert.evaluate.tasks.intervals import Share, share_of
 
 __all__ = ["FactsResult", "Question", "ask", "compare", "first_line", "is_right", "is_same", "measure_facts", "read_questions"]
@@ -70,11 +70,11 @@ class FactsResult(msgspec.Struct, frozen=True, kw_only=True):
     by_kind: dict[str, Share] = {}
 
 
-def read_questions(limit: int | None = None, file: Path | None = None) -> list[Question]:
+def read_questions(limit: int = 0, file: Path | None = None) -> list[Question]:
     """Read questions, a JSON object with the fields of `Question` in each line.
 
     Args:
-        limit: how many at most, spread evenly over the file, so over its kinds; None is all.
+        limit: how many at most, spread evenly over the file, so over its kinds; 0 is all.
         file: None is those that ship with this package, written for edge.
 
     Raises:
@@ -88,9 +88,7 @@ def read_questions(limit: int | None = None, file: Path | None = None) -> list[Q
         raise ModelFileError(
             f"{place} has no questions: {reason(error)}.", 'A line looks like this: {"question": "2 + 2?", "answers": ["4"]}'
         ) from error
-    if limit is None or limit >= len(found):
-        return found
-    return [found[len(found) * number // limit] for number in range(limit)]
+    return spread(found, limit)
 
 
 def ask(question: Question) -> Ask:
@@ -103,7 +101,7 @@ def measure_facts(
     model: Path,
     teacher: Path | Sequence[str] | None = None,
     *,
-    limit: int | None = None,
+    limit: int = 0,
     options: AnswerOptions | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> tuple[FactsResult, list[str]]:
@@ -114,7 +112,7 @@ def measure_facts(
     Args:
         model: a .gguf file, an ONNX or OpenVINO folder, an .mlpackage (on a Mac) or a checkpoint folder.
         teacher: the same, or the answers that this function returned of it for the same `limit`; None compares with nothing.
-        limit: questions at most; None is all.
+        limit: questions at most; 0 is all.
         options: see `AnswerOptions`.
         on_progress: called with what is done, and its share of the whole (0 to 1); may raise to stop.
 
@@ -131,7 +129,7 @@ def measure_facts(
     def replies(path: Path, n_before: int) -> list[str]:
         found = [""] * len(asks)
         for n_done, (number, reply) in enumerate(answer(path, asks, options or AnswerOptions()), 1):
-            found[number] = reply.text
+            found[number] = reply
             if on_progress:
                 on_progress(f"questions: {path.name}", (n_before + n_done / len(asks)) / n_models)
         return found
