@@ -36,7 +36,7 @@ def answer(model: Path, asks: Sequence[Ask], options: AnswerOptions) -> Generato
         del order[: len(group)]
         for number, found in zip(group, _generate(loaded, [prompts[at] for at in group], longest, ends), strict=True):
             end = next((at for at, token in enumerate(found) if token in ends), None)
-            yield number, decode(found[:end], skip_special_tokens=True).strip()
+            yield number, decode(found[:end], skip_special_tokens=True)
 
 
 def _tokens(folder: Path, one: Ask) -> list[int]:

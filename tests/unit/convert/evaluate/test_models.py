@@ -266,9 +266,16 @@ def test_the_command_prints_the_card_and_fails_the_gate(
     models = [str(tiny_onnx("llama", "int4")), "--against", str(tiny_onnx("llama", "fp32"))]
     little = ["--tokens", "32", "--prompts", "1", "--rounds", "0", "--threads", "1"]
     page, text = tmp_path / "card.html", tmp_path / "card.md"
-    assert run(["eval", *models, *little, "--html", str(page), "--markdown", str(text)]) == 0
+    ask = ["--limit", "1", "--tasks", "facts,instructions"]
+    assert run(["eval", *models, *little, "--html", str(page), "--markdown", str(text), *ask]) == 0
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["model", "llama-fp32", "llama-int4"]
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:6]] == ["model", "llama-fp32", "llama-int4"] * 2
+    assert "questions" in lines[3] and "loop" not in lines[3]
+    assert [line.partition(": ")[0] for line in lines[6:]] == ["llama-fp32", "llama-int4"]
+    assert lines[6].endswith(
+        "Too little was asked to say what it is good for: it answers 0 of 1 short questions and follows 1 of 1 instructions."
+    )
     assert "Compared with llama-fp32" in err
     assert "Computed by onnxruntime" in err and ": llama-fp32, llama-int4." in err
     assert page.read_text().startswith("<!doctype html>")

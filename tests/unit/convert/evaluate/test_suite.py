@@ -159,7 +159,7 @@ def useful(right: int, followed: int, loops: int, n: int = 20) -> Usefulness:
         (useful(8, 4, 0), "Good for simple chat"),
         (useful(7, 5, 0), "Good for simple chat"),
         (useful(7, 4, 0), "Good for experiments only"),
-        (useful(1, 1, 1, n=2), "Good for replies in a given form"),  # one loop of two says little
+        (useful(9, 9, 9, n=9), "Too little was asked"),
     ],
 )
 def test_the_sentence_follows_from_the_figures(found: Usefulness, begins: str) -> None:
@@ -169,7 +169,7 @@ def test_the_sentence_follows_from_the_figures(found: Usefulness, begins: str) -
 def test_the_sentence_has_its_figures() -> None:
     assert good_for(useful(8, 4, 1)) == (
         "Good for simple chat and trying things out; check its facts, and enforce a form with a schema: it answers 8 of 20 "
-        "simple questions (40% of those that its teacher answers), follows 4 of 20 instructions and ends 1 of 20 long replies "
+        "short questions (40% of those that its teacher answers), follows 4 of 20 instructions and ends 1 of 20 long replies "
         "in a loop."
     )
     assert good_for(Usefulness(instructions=useful(0, 12, 0).instructions)).endswith(": it follows 12 of 20 instructions.")
