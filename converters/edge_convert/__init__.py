@@ -20,6 +20,7 @@ peak.py           memory that a conversion took
 manifest.py       manifest.json: source, options and tools of a result
 choose.py         chooses the best of several results for this device
 torch_models.py   checkpoints as torch models
+torch_device.py   the device that torch computes on
 strings.py        strings that two tokenizers are compared on
 gguf/, onnx/, coreml/, smaller/, evaluate/
 """

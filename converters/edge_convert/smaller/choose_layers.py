@@ -64,13 +64,13 @@ def layer_influence(model: Any, windows: Any, on_progress: OnProgress) -> list[f
         windows: int64 [n, window], tokens.
         on_progress: called with the share that is done.
     """
-    totals = torch.zeros(len(layers_of(model)), dtype=torch.float64)
+    totals = [0.0] * len(layers_of(model))
 
     def watch(place: int) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, keywords: Any, output: Any) -> None:
             before = inputs[0] if inputs else keywords["hidden_states"]
             after = layer_output(output)
-            totals[place] += torch.cosine_similarity(before.float(), after.float(), dim=-1).sum().double()
+            totals[place] += float(torch.cosine_similarity(before.float(), after.float(), dim=-1).sum())
 
         return hook
 
@@ -78,12 +78,12 @@ def layer_influence(model: Any, windows: Any, on_progress: OnProgress) -> list[f
     try:
         with torch.inference_mode():
             for start in range(0, len(windows), _BATCH):
-                model.base_model(input_ids=windows[start : start + _BATCH], use_cache=False)
+                model.base_model(input_ids=windows[start : start + _BATCH].to(model.device), use_cache=False)
                 on_progress(start / len(windows))
     finally:
         for hook in hooks:
             hook.remove()
-    return [float(1 - value) for value in totals / windows.numel()]
+    return [1 - total / windows.numel() for total in totals]
 
 
 def least_divergent(model: Any, windows: Any, keep: int, on_progress: OnProgress) -> tuple[int, ...]:
@@ -99,6 +99,7 @@ def least_divergent(model: Any, windows: Any, keep: int, on_progress: OnProgress
         Their numbers, ascending.
     """
     head = head_of(model)
+    windows = windows.to(model.device)
     layers = layers_of(model)
     kinds = layer_kinds(model.config)
     kept = list(range(len(layers)))
@@ -129,7 +130,7 @@ def least_divergent(model: Any, windows: Any, keep: int, on_progress: OnProgress
 
 
 def sample_windows(tokens: Any, n_tokens: int) -> Any:
-    """Take windows from all over a corpus, as a torch tensor int64 [n, window]."""
+    """Take windows from all over a corpus, as a torch tensor int64 [n, window] in main memory."""
     n_windows = min(len(tokens), max(1, n_tokens // tokens.shape[1]))
     rows = np.linspace(0, len(tokens) - 1, n_windows).astype(int)
     return torch.from_numpy(tokens[np.unique(rows)].astype(np.int64))

@@ -119,6 +119,7 @@ def distil(
     state = run.state
     return Report(
         steps=state.step,
+        device=str(student.device.type),
         tokens=state.step * training.batch * training.window,
         seconds=state.elapsed_s,
         before=state.before,
@@ -141,12 +142,19 @@ def _measure(student: Any, tokens: Any, counted: Any, hidden: Any, n_windows: in
     with torch.inference_mode():
         for start in range(0, n_windows, 8):
             rows = np.arange(start, min(start + 8, n_windows))
-            ours = student.base_model(input_ids=torch.from_numpy(tokens[rows].astype(np.int64)), use_cache=False)
-            marks = torch.from_numpy(counted[rows])
-            found = head.divergence(ours.last_hidden_state[marks], hidden_rows(hidden, rows)[marks])
+            ours, theirs = _both(student, tokens[rows], counted[rows], hidden_rows(hidden, rows))
+            found = head.divergence(ours, theirs)
             divergences.append(found[0])
             agreements.append(found[1])
     return HeldOut(divergence=float(torch.cat(divergences).mean()), top1=float(torch.cat(agreements).float().mean()))
+
+
+def _both(student: Any, tokens: Any, counted: Any, stored: Any) -> tuple[Any, Any]:
+    """Return the last hidden states of student and teacher where they count, [n, width] each, on the student's device."""
+    marks = torch.from_numpy(counted)
+    inputs = torch.from_numpy(tokens.astype(np.int64)).to(student.device)
+    ours = student.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+    return ours[marks.to(student.device)], stored[marks].to(student.device)
 
 
 class _Run:
@@ -219,10 +227,8 @@ class _Run:
         return np.sort(np.asarray(found))  # ascending, for the disk
 
     def _gradients(self, rows: Any) -> dict[str, Any]:
-        marks = torch.from_numpy(self._corpus.counted[rows])
-        teacher = hidden_rows(self._hidden, rows)[marks]
-        tokens = torch.from_numpy(self._corpus.tokens[rows].astype(np.int64))
-        student = self._student.base_model(input_ids=tokens, use_cache=False).last_hidden_state[marks]
+        corpus, stored = self._corpus, hidden_rows(self._hidden, rows)
+        student, teacher = _both(self._student, corpus.tokens[rows], corpus.counted[rows], stored)
         slope = self._head.gradient(student.detach(), teacher)
         found = torch.autograd.grad(student, list(self._weights.values()), slope)
         with torch.no_grad():
@@ -269,11 +275,11 @@ class _Run:
         """Write the state. The old one stays until the new one is complete."""
         tensors = {}
         for name, master in self._masters.items():
-            tensors[f"weight/{name}"] = master.detach()
+            tensors[f"weight/{name}"] = master.detach().cpu()
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 if master in self._optimiser.state:
                     value = self._optimiser.state[master][key]
-                    tensors[f"{key}/{name}"] = value.reshape(-1) if key == "step" else value
+                    tensors[f"{key}/{name}"] = value.reshape(-1).cpu() if key == "step" else value.cpu()
         part = self._folder / f"{_WEIGHTS}.part"
         # The numbers go into the header of the tensors' file, so that one rename replaces both.
         save_file(tensors, part, metadata={"state": msgspec.json.encode(self.state).decode()})
@@ -293,9 +299,9 @@ class _Run:
                     master.copy_(file.get_tensor(f"weight/{name}"))
                     if f"step/{name}" in file.keys():  # noqa: SIM118  # no mapping
                         self._optimiser.state[master] = {
-                            "step": file.get_tensor(f"step/{name}").reshape(()),
-                            "exp_avg": file.get_tensor(f"exp_avg/{name}"),
-                            "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}"),
+                            "step": file.get_tensor(f"step/{name}").reshape(()).to(master.device),
+                            "exp_avg": file.get_tensor(f"exp_avg/{name}").to(master.device),
+                            "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}").to(master.device),
                         }
             self._push()
         except (SafetensorError, KeyError, msgspec.MsgspecError) as error:

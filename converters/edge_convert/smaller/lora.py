@@ -180,7 +180,8 @@ def merge(source: Checkpoint, adapter: Adapter, folder: Path, on_progress: Calla
     """
     import torch
 
-    from edge_convert.smaller.models import open_model, save_model
+    from edge_convert.smaller.models import save_model
+    from edge_convert.torch_models import load_model
 
     try:
         from peft import PeftModel
@@ -189,7 +190,7 @@ def merge(source: Checkpoint, adapter: Adapter, folder: Path, on_progress: Calla
             "Merging an adapter needs the package peft, which is not installed.", "pip install 'edge-assistant[distill]'"
         ) from error
     check_fit(adapter, {name: info.shape for name, info in source.tensors.items()})
-    model = open_model(source.folder, "float32")
+    model = load_model(source.folder, torch.float32)
     changed = {_module_of(name)[0] for name in adapter.shapes}
     if source.is_tied and changed & {"lm_head", "model.embed_tokens"}:
         # The adapter changes one of the two, and peft would merge it into both.
@@ -199,7 +200,7 @@ def merge(source: Checkpoint, adapter: Adapter, folder: Path, on_progress: Calla
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft uses an old name of transformers
-            wrapped = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
+            wrapped = PeftModel.from_pretrained(model, str(adapter.folder), torch_device="cpu", local_files_only=True)
         merged = wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelFileError(

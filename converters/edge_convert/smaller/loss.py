@@ -20,7 +20,7 @@ class Head:
     """The head of a model: hidden states to logits.
 
     Args:
-        weight: [n_vocab, width], in the dtype of the computation.
+        weight: [n_vocab, width], in the dtype and on the device of the computation.
         cap: logits become cap * tanh(logits / cap), as in Gemma 2; None leaves them.
         bias: [n_vocab], or None.
         chunk: rows of logits that exist at a time.
@@ -90,5 +90,5 @@ class Head:
         """Return two tables of logits that are reused: fresh memory costs more than the computation in it."""
         if self._buffers is None:
             shape = (self._chunk, len(self._weight))
-            self._buffers = tuple(torch.empty(shape, dtype=self._weight.dtype) for _ in range(2))
+            self._buffers = tuple(torch.empty(shape, dtype=self._weight.dtype, device=self._weight.device) for _ in range(2))
         return self._buffers[0][:n_rows], self._buffers[1][:n_rows]

@@ -13,18 +13,22 @@ import torch
 from edge_convert.checkpoint import SOURCE_NOTE, Checkpoint
 from edge_convert.smaller.loss import Head
 from edge_convert.smaller.vocabulary import trim_checkpoint
+from edge_convert.torch_device import compute_device
 from edge_convert.torch_models import layers_of, load_model
 
 __all__ = ["head_of", "keep_layers", "keep_tokens", "layer_kinds", "open_model", "save_model"]
 
 
 def open_model(folder: Path, dtype: str = "bfloat16") -> Any:
-    """Load a checkpoint as a frozen transformers model that keeps no KV.
+    """Load a checkpoint as a frozen transformers model that keeps no KV, on the device of this process.
+
+    What meets the model has to be on `model.device`.
 
     Raises:
         ModelFileError: transformers cannot load it.
+        BackendUnavailableError: the device that was asked for is not there.
     """
-    model = load_model(folder, getattr(torch, dtype))
+    model = load_model(folder, getattr(torch, dtype)).to(compute_device())
     model.config.use_cache = False
     model.requires_grad_(False)
     return model

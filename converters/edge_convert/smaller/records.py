@@ -60,6 +60,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         steps: taken.
         tokens: read in them, repeated ones included.
         seconds: of training, without measuring.
+        device: that computed it, as torch names it.
         before, after: held-out text -> quality of the student.
         course: (seconds, mean held-out divergence) on a part of these texts, along the way.
     """
@@ -70,3 +71,4 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     before: dict[str, HeldOut]
     after: dict[str, HeldOut]
     course: tuple[tuple[float, float], ...]
+    device: str = "cpu"

@@ -49,6 +49,7 @@ def repair(
     Returns:
         Layer number -> new weight of its `mlp.down_proj`, in float32.
     """
+    windows = windows.to(model.device)
     layers = layers_of(model)
     found: dict[int, Any] = {}
     with torch.inference_mode():
@@ -81,7 +82,7 @@ def repair(
 def _fit(layer: Any, old: Any, parts: Iterator[tuple[Any, Any]], arguments: dict[str, Any], ridge: float) -> Any:
     """Return the matrix D that brings rest + inputs D^T nearest to the target."""
     width = old.shape[1]
-    square, mixed = torch.zeros(width, width), torch.zeros(width, old.shape[0])
+    square, mixed = (torch.zeros(width, columns, device=old.device) for columns in (width, old.shape[0]))
     seen: list[Any] = []
     hook = layer.mlp.down_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     try:
@@ -97,8 +98,8 @@ def _fit(layer: Any, old: Any, parts: Iterator[tuple[Any, Any]], arguments: dict
     finally:
         hook.remove()
     square.diagonal().add_(ridge * square.diagonal().mean())
-    change = torch.linalg.solve(square, mixed)
-    return old.float() + change.T
+    change = torch.linalg.solve(square.cpu(), mixed.cpu())  # not every device has it
+    return old.float() + change.T.to(old.device)
 
 
 def _run(layer: Any, hidden: Any, arguments: dict[str, Any]) -> Any:

@@ -41,9 +41,9 @@ def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], on_pro
     stored = np.load(path, mmap_mode="r+")
     with torch.inference_mode():
         for start in range(done, len(windows), _BATCH):
-            tokens = torch.from_numpy(windows[start : start + _BATCH].astype(np.int64))
+            tokens = torch.from_numpy(windows[start : start + _BATCH].astype(np.int64)).to(model.device)
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            stored[start : start + _BATCH] = hidden.view(torch.uint16).numpy()
+            stored[start : start + _BATCH] = hidden.cpu().view(torch.uint16).numpy()
             on_progress(min(1.0, (start + _BATCH) / len(windows)))
             if start % (64 * _BATCH) == 0:
                 stored.flush()
@@ -59,5 +59,5 @@ def open_hidden(path: Path) -> Any:
 
 
 def hidden_rows(stored: Any, rows: Any) -> Any:
-    """Read the hidden states of some windows, as a bfloat16 tensor [n, window, width]."""
+    """Read the hidden states of some windows, as a bfloat16 tensor [n, window, width] in main memory."""
     return torch.from_numpy(np.ascontiguousarray(stored[rows])).view(torch.bfloat16)

@@ -118,8 +118,9 @@ def _answer(model: Any, batch: Sequence[Sequence[int]], text: Text) -> list[Docu
     ends = set(ends if isinstance(ends, list) else [ends]) - {None}
     longest = max(map(len, batch))
     filler = min(ends) if ends else 0
-    tokens = torch.tensor([[filler] * (longest - len(ids)) + list(ids) for ids in batch])
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch])
+    device = model.device
+    tokens = torch.tensor([[filler] * (longest - len(ids)) + list(ids) for ids in batch], device=device)
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch], device=device)
     with torch.inference_mode():
         written = model.generate(
             tokens,
