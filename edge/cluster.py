@@ -190,42 +190,55 @@ class Cluster:
 
     def _finish(self, work: _Work, ref: Any, maker: str, options: bytes) -> Done | None:
         """Take a result, or the start of a worker."""
-        found = work.results.pop(ref, None)
+        found = work.results.get(ref)
         seat = found[0] if found is not None else next((one for one in self._seats if one.starting is ref), None)
         if seat is None:
             return None  # the start of a worker that has died since
         try:
             value = self._ray.get(ref)
         except self._ray.exceptions.RayError:
-            return self._replace(work, seat, found, maker, options)
+            return self._replace(work, seat, ref, maker, options)
         if found is None:
             seat.starting = None
             if isinstance(value, EdgeError):
                 raise value
             seat.machine = value
             return None
+        del work.results[ref]
         seat.items.discard(found[1])
         return Done(found[1], value, seat.machine)
 
-    def _replace(self, work: _Work, seat: _Seat, found: _Found | None, maker: str, options: bytes) -> Done | None:
-        """Take back the items of a worker that died, and start another one if its machine still runs."""
-        lost = [(ref, one) for ref, one in work.results.items() if one[0] is seat]
-        for ref, _ in lost:
-            del work.results[ref]
-        returned = [one for one in (found, *(one for _, one in lost)) if one is not None]
+    def _replace(self, work: _Work, seat: _Seat, failed: Any, maker: str, options: bytes) -> Done | None:
+        """Take back the items of a worker that died, and start another one if its machine still runs.
+
+        Args:
+            work, seat, maker, options: as elsewhere.
+            failed: what said that it died.
+        """
+        lost = {ref: one for ref, one in work.results.items() if one[0] is seat and not self._has_result(ref)}
         seat.items.clear()
         seat.actor = seat.starting = None
         if any(node["NodeID"] == seat.node and node["Alive"] for node in self._ray.nodes()):
             self._start(seat, maker, options)
+        # Only the first ones were being worked on. Those behind them fail too, and may be heard of before them.
+        begun = list(lost)[: self._n_at_once]
+        blamed = failed if failed in begun else next(iter(begun), None)
         given_up = None
-        for _, number, data in returned:
-            # Only the first was certainly being worked on; the others waited behind it.
-            is_first = found is None or number == found[1]
-            if is_first and not work.may_try_again(number):
+        for ref, (_, number, data) in lost.items():
+            del work.results[ref]
+            if ref == blamed and not work.may_try_again(number):
                 given_up = Done(number, None, seat.machine)
             else:
                 work.again.append((number, data))
         return given_up
+
+    def _has_result(self, ref: Any) -> bool:
+        """Tell if an item was finished before its worker died."""
+        try:
+            self._ray.get(ref, timeout=0)
+        except self._ray.exceptions.RayError:
+            return False
+        return True
 
     def close(self) -> None:
         """End the workers, and leave the cluster, which keeps running. May be called twice."""
@@ -252,7 +265,7 @@ class _Work:
     """The items that wait and those that are being worked on.
 
     Attributes:
-        results: what will be a result -> the worker, the number and the data of its item.
+        results: what will be a result -> the worker, the number and the data of its item; in the order of being handed out.
         again: items whose worker died.
     """
 

@@ -3,6 +3,7 @@
 # A test that fails beside others and not alone has a race, in itself or in what it tests: it is named at the end, to be mended.
 python=$1
 shift
+unset PYTHONDONTWRITEBYTECODE  # a thousand processes would each compile what they import
 rm -f .pytest_cache/v/cache/lastfailed  # of another run
 "$python" -m pytest -n 2 --dist worksteal "$@" && exit 0
 echo "Once more, alone: what failed beside other tests." >&2

@@ -8,7 +8,9 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,10 +52,18 @@ def edge(environ: dict[str, str]) -> Edge:
     return run
 
 
-def start(arguments: Sequence[str], environ: dict[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [EDGE, *arguments], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, bufsize=0
-    )
+@contextmanager
+def running(
+    arguments: Sequence[str], environ: dict[str, str], *, stdin: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `edge ARGS`, and end it with the block: what a failed test leaves behind would fail another one."""
+    with subprocess.Popen(
+        [EDGE, *arguments], stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, env=environ, bufsize=0
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 STORY = ("run", "--max-tokens", "900", "--seed", "1", "Write a very long story about a lighthouse.")
@@ -132,23 +142,21 @@ def test_a_conversation_goes_on_in_another_process(edge: Edge) -> None:
 
 
 def test_a_reader_that_leaves_ends_it_quietly(environ: dict[str, str]) -> None:
-    child = start(STORY, environ)
-    assert child.stdout is not None
-    assert child.stderr is not None
-    assert child.stdout.read(8)
-    child.stdout.close()
-    errors = child.stderr.read()
-    assert child.wait(LIMIT_S) == 0
+    with running(STORY, environ) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.read(8)
+        child.stdout.close()
+        errors = child.stderr.read()
+        assert child.wait(LIMIT_S) == 0
     assert errors == b""
-    child.stderr.close()
 
 
 def test_ctrl_c_stops_the_answer(environ: dict[str, str], edge: Edge) -> None:
-    child = start(("run", "--continue", *STORY[1:]), environ)
-    assert child.stdout is not None
-    beginning = child.stdout.read(8)
-    child.send_signal(signal.SIGINT)
-    rest, errors = child.communicate(timeout=LIMIT_S)
+    with running(("run", "--continue", *STORY[1:]), environ) as child:
+        assert child.stdout is not None
+        beginning = child.stdout.read(8)
+        child.send_signal(signal.SIGINT)
+        rest, errors = child.communicate(timeout=LIMIT_S)
     assert child.returncode == 130
     assert b"Traceback" not in errors
     assert len(beginning + rest) < 4000
@@ -160,12 +168,12 @@ def test_ctrl_c_stops_the_answer(environ: dict[str, str], edge: Edge) -> None:
 
 def test_ctrl_c_while_stdin_is_awaited(environ: dict[str, str]) -> None:
     read_end, write_end = os.pipe()
-    child = start(("run", "-v", "Summarise"), environ, stdin=read_end)
-    os.close(read_end)
-    assert child.stderr is not None
-    assert b"Waiting for the end of stdin" in child.stderr.readline()
-    child.send_signal(signal.SIGINT)
-    out, errors = child.communicate(timeout=LIMIT_S)
+    with running(("run", "-v", "Summarise"), environ, stdin=read_end) as child:
+        os.close(read_end)
+        assert child.stderr is not None
+        assert b"Waiting for the end of stdin" in child.stderr.readline()
+        child.send_signal(signal.SIGINT)
+        out, errors = child.communicate(timeout=LIMIT_S)
     os.close(write_end)
     assert (child.returncode, out) == (130, b"")
     assert b"Traceback" not in errors
@@ -174,22 +182,28 @@ def test_ctrl_c_while_stdin_is_awaited(environ: dict[str, str]) -> None:
 def test_ctrl_c_while_the_model_is_being_loaded(environ: dict[str, str]) -> None:
     """stderr is a terminal here, so that the status line says when loading has begun."""
     ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [EDGE, *STORY], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, env={**environ, "TERM": "xterm"}
-    )
-    os.close(theirs)
-    seen = b""
-    while b"loading" not in seen:
-        seen += os.read(ours, 1000)
-    child.send_signal(signal.SIGINT)
-    out, _ = child.communicate(timeout=LIMIT_S)
-    assert len(out) < 4000
-    try:
-        while more := os.read(ours, 1000):
-            seen += more
-    except OSError:
-        pass  # the other end is closed, which is how a terminal says that there is no more
+    seen, is_loading = bytearray(), threading.Event()
+
+    def read() -> None:
+        """Read all that is drawn: a terminal that nobody reads from stops the command once 4 KB are in it."""
+        try:
+            while more := os.read(ours, 1000):
+                seen.extend(more)
+                if b"loading" in seen:
+                    is_loading.set()
+        except OSError:
+            pass  # the other end is closed, which is how a terminal says that there is no more
+
+    reader = threading.Thread(target=read)
+    with running(STORY, {**environ, "TERM": "xterm"}, stderr=theirs) as child:
+        os.close(theirs)
+        reader.start()
+        assert is_loading.wait(LIMIT_S)
+        child.send_signal(signal.SIGINT)
+        out, _ = child.communicate(timeout=LIMIT_S)
+    reader.join(LIMIT_S)
     os.close(ours)
-    assert child.returncode == 130, seen
+    assert len(out) < 4000
+    assert child.returncode == 130, bytes(seen)
     assert b"Traceback" not in seen
     assert b"ignored" not in seen

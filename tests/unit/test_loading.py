@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -48,12 +49,19 @@ def interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
+def interrupt() -> None:
+    """Interrupt the main thread: what is sent to the process may reach a library's thread, which does not wake it."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
+
+
 @pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_while_the_engine_loads_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[bool] = []
 
     def open_backend(plan: Any, *, on_progress: Callable[[float], bool]) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
         while on_progress(0.1):
             answers.append(True)
         answers.append(False)
@@ -70,7 +78,7 @@ def test_an_interrupt_at_the_end_of_loading_closes_the_model(monkeypatch: pytest
     backend = FakeBackend()
 
     def open_backend(plan: Any, *, on_progress: Callable[[float], bool]) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
         while on_progress(1.0):
             pass
         return backend
