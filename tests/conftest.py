@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.prove import IS_WHOLE
+from tests.prove import IS_WHOLE, left_to_prove
 from tests.virtual_sound import VirtualSound, why_no_sound
 
 if not IS_WHOLE:
@@ -32,9 +32,10 @@ _home_numbers = itertools.count()
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what only `make prove` runs."""
-    marks = {item: item.get_closest_marker("prove") for item in items}
-    left_out = [item for item, mark in marks.items() if mark is not None and mark.kwargs.get("whole_only") and not IS_WHOLE]
-    config.hook.pytest_deselected(items=left_out)
+    if IS_WHOLE:
+        return
+    left_out = set(left_to_prove(items))
+    config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 
 
