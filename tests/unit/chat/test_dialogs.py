@@ -195,17 +195,17 @@ async def test_a_list_is_scrolled_no_further_than_needed_whenever_its_lines_come
         assert (listed.highlighted, listed.scroll_offset.y) == (9, 10 - listed.size.height)
 
 
-@pytest.mark.parametrize("command", ["/help", "/keys", "/stats", "/context", "/help regenerate", "/help /model"])
-async def test_pages_open_and_close(command: str) -> None:
+async def test_pages_open_and_close() -> None:
     app = fake_app()
     async with app.run_test(size=(100, 30)) as pilot:
         await settle(pilot)
         await say(pilot, "hello")
-        await enter(pilot, command)
-        await eventually(pilot, lambda: isinstance(app.screen, ReadPage))
-        await pilot.press("down", "space", "b", "escape")
-        await settle(pilot)
-        assert app.screen is app.chat_screen
+        for command in ("/help", "/keys", "/stats", "/context", "/help regenerate", "/help /model"):
+            await enter(pilot, command)
+            await eventually(pilot, lambda: isinstance(app.screen, ReadPage))
+            await pilot.press("down", "space", "b", "escape")
+            await settle(pilot)
+            assert app.screen is app.chat_screen, command
 
 
 DIALOGS: dict[str, Callable[[], Screen[Any]]] = {
@@ -219,17 +219,17 @@ DIALOGS: dict[str, Callable[[], Screen[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DIALOGS)
-async def test_esc_that_comes_with_the_key_that_opens_a_dialog_closes_it(kind: str) -> None:
+async def test_esc_that_comes_with_the_key_that_opens_a_dialog_closes_it() -> None:
     app = fake_app()
     async with app.run_test(size=(100, 30)) as pilot:
         await settle(pilot)
-        dialog = DIALOGS[kind]()
-        app.push_screen(dialog)
-        await dialog.run_action("screen.dismiss(None)")
-        await eventually(pilot, lambda: app.screen is app.chat_screen)
-        await settle(pilot)
-    assert app.breakdown is None
+        for kind, make in DIALOGS.items():
+            dialog = make()
+            app.push_screen(dialog)
+            await dialog.run_action("screen.dismiss(None)")
+            await eventually(pilot, lambda: app.screen is app.chat_screen)
+            await settle(pilot)
+            assert app.breakdown is None, kind
 
 
 async def test_the_palette_offers_the_same_commands() -> None:
