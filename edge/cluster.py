@@ -179,7 +179,7 @@ class Cluster:
     def _hand_out(self, work: _Work) -> bool:
         """Give items to workers that have room, one more than they work on; return whether there is work left."""
         for seat in self._seats:
-            while seat.actor is not None and seat.starting is None and len(seat.items) <= self._n_at_once:
+            while seat.actor is not None and seat.starting is None and self._has_room(work, seat):
                 found = work.next()
                 if found is None:
                     break
@@ -187,6 +187,12 @@ class Cluster:
                 work.results[seat.actor.work.remote(data)] = (seat, number, data)
                 seat.items.add(number)
         return bool(work.results) or work.has_more()
+
+    def _has_room(self, work: _Work, seat: _Seat) -> bool:
+        """Tell if a worker can be given the next item. One whose worker died is worked on alone: only so can it be blamed."""
+        if work.again or any(map(work.has_failed, seat.items)):
+            return not seat.items
+        return len(seat.items) <= self._n_at_once
 
     def _finish(self, work: _Work, ref: Any, maker: str, options: bytes) -> Done | None:
         """Take a result, or the start of a worker."""
@@ -197,7 +203,7 @@ class Cluster:
         try:
             value = self._ray.get(ref)
         except self._ray.exceptions.RayError:
-            return self._replace(work, seat, ref, maker, options)
+            return self._replace(work, seat, maker, options)
         if found is None:
             seat.starting = None
             if isinstance(value, EdgeError):
@@ -208,37 +214,21 @@ class Cluster:
         seat.items.discard(found[1])
         return Done(found[1], value, seat.machine)
 
-    def _replace(self, work: _Work, seat: _Seat, failed: Any, maker: str, options: bytes) -> Done | None:
-        """Take back the items of a worker that died, and start another one if its machine still runs.
-
-        Args:
-            work, seat, maker, options: as elsewhere.
-            failed: what said that it died.
-        """
-        lost = {ref: one for ref, one in work.results.items() if one[0] is seat and not self._has_result(ref)}
+    def _replace(self, work: _Work, seat: _Seat, maker: str, options: bytes) -> Done | None:
+        """Take back the items of a worker that died, and start another one if its machine still runs."""
+        lost = {ref: one for ref, one in work.results.items() if one[0] is seat}
         seat.items.clear()
         seat.actor = seat.starting = None
         if any(node["NodeID"] == seat.node and node["Alive"] for node in self._ray.nodes()):
             self._start(seat, maker, options)
-        # Only the first ones were being worked on. Those behind them fail too, and may be heard of before them.
-        begun = list(lost)[: self._n_at_once]
-        blamed = failed if failed in begun else next(iter(begun), None)
         given_up = None
         for ref, (_, number, data) in lost.items():
             del work.results[ref]
-            if ref == blamed and not work.may_try_again(number):
+            if not work.may_try_again(number) and len(lost) == 1:
                 given_up = Done(number, None, seat.machine)
             else:
                 work.again.append((number, data))
         return given_up
-
-    def _has_result(self, ref: Any) -> bool:
-        """Tell if an item was finished before its worker died."""
-        try:
-            self._ray.get(ref, timeout=0)
-        except self._ray.exceptions.RayError:
-            return False
-        return True
 
     def close(self) -> None:
         """End the workers, and leave the cluster, which keeps running. May be called twice."""
@@ -265,7 +255,7 @@ class _Work:
     """The items that wait and those that are being worked on.
 
     Attributes:
-        results: what will be a result -> the worker, the number and the data of its item; in the order of being handed out.
+        results: what will be a result -> the worker, the number and the data of its item.
         again: items whose worker died.
     """
 
@@ -289,9 +279,13 @@ class _Work:
         return bool(self.again or self._read)
 
     def may_try_again(self, number: int) -> bool:
-        """Note that a worker died over an item, and return whether another one may try it."""
+        """Note that a worker that had an item died, and return whether another one may try it."""
         self._n_tries[number] = self._n_tries.get(number, 0) + 1
         return self._n_tries[number] < _TRIES
+
+    def has_failed(self, number: int) -> bool:
+        """Tell if a worker that had an item died."""
+        return number in self._n_tries
 
 
 class _Worker:

@@ -28,11 +28,11 @@ def left_to_prove(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
     """Yield the tests that `make test` leaves to `make prove`. Of each function with `one_of`, at least one case stays."""
     cases: dict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
     for item in items:
-        mark = item.get_closest_marker("prove")
-        if mark is not None and mark.kwargs.get("whole_only"):
+        said = {name: value for mark in item.iter_markers("prove") for name, value in mark.kwargs.items()}
+        if said.get("whole_only"):
             yield item
-        elif mark is not None and "one_of" in mark.kwargs:
-            cases[item.nodeid.partition("[")[0], mark.kwargs["one_of"]].append(item)
+        elif "one_of" in said:
+            cases[item.nodeid.partition("[")[0], said["one_of"]].append(item)
     for (_, one_of), alike in cases.items():
         alike.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
         yield from alike[-(-len(alike) // one_of) :]

@@ -172,6 +172,9 @@ class Entry(NamedTuple):
     marks: Any = ()
 
 
+# A real model takes twenty times as long as a tiny one: each test runs on one of three, and on all of them in `make prove`.
+REAL = (pytest.mark.model, pytest.mark.prove(one_of=3))
+
 ENTRIES = [
     Entry("fake", "fake", open_fake),
     Entry("tiny", "llamacpp", open_llamacpp),
@@ -184,7 +187,7 @@ ENTRIES = [
     Entry("coreml", "coreml", open_coreml_package),
     Entry("coreml-explicit", "coreml", open_coreml_package),
     *(Entry(kind, "onnx", open_onnx) for kind in ("onnx", "onnx-int4", "onnx-plain", *_openvino_kinds())),
-    Entry("smollm2", "llamacpp", open_llamacpp, pytest.mark.model),
-    Entry("openvino-smollm2", "openvino", open_openvino, pytest.mark.model),
-    Entry("paired-smollm2", "llamacpp", open_paired, pytest.mark.model),
+    Entry("smollm2", "llamacpp", open_llamacpp, REAL),
+    Entry("openvino-smollm2", "openvino", open_openvino, REAL),
+    Entry("paired-smollm2", "llamacpp", open_paired, REAL),
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -14,58 +13,51 @@ class RayError(Exception):
     pass
 
 
-def fake_ray(finished: set[str]) -> Any:
-    """A Ray whose machines are all gone, and that knows the results of some items."""
+class Machine:
+    """A Ray with one worker, which dies over some items, together with all that it has; `begin` starts it again."""
 
-    def get(ref: str, timeout: float | None = None) -> bytes:
-        if ref not in finished:
-            raise RayError(ref)
-        return b"done"
+    def __init__(self, deadly: set[bytes], n_at_once: int) -> None:
+        self.deadly, self.handed_out = deadly, []
+        self.cluster = object.__new__(Cluster)
+        self.cluster._ray = SimpleNamespace(get=self.get, nodes=list, exceptions=SimpleNamespace(RayError=RayError))
+        self.cluster._n_at_once, self.cluster._n_cpus = n_at_once, None
+        self.seat = _Seat("node", machine="m")
+        self.cluster._seats = [self.seat]
 
-    return SimpleNamespace(get=get, nodes=list, exceptions=SimpleNamespace(RayError=RayError))
+    def get(self, ref: tuple[int, bytes]) -> bytes:
+        if any(data in self.deadly for _, data in self.held):
+            raise RayError
+        return ref[1] + b" done"
 
+    def hand_out(self, data: bytes) -> tuple[int, bytes]:
+        self.handed_out.append(data)
+        return len(self.handed_out), data
 
-def lose(cluster: Cluster, work: _Work, noticed: str, n_finished: int = 0) -> Done | None:
-    """Give a worker the items 0 to 3, and let it die; `noticed` is the failure that is heard of first."""
-    seat = _Seat("node", actor="worker", items={0, 1, 2, 3}, machine="m")
-    work.results = {f"ref{number}": (seat, number, b"%d" % number) for number in range(4)}
-    work.again.clear()
-    cluster._ray = fake_ray({f"ref{number}" for number in range(n_finished)})
-    return cluster._finish(work, noticed, "maker", b"")
-
-
-@pytest.fixture
-def cluster() -> Cluster:
-    cluster = object.__new__(Cluster)
-    cluster._seats, cluster._n_at_once, cluster._n_cpus = [], 1, None
-    return cluster
-
-
-@pytest.mark.parametrize("noticed", ["ref0", "ref1", "ref3"])
-def test_the_item_that_was_being_worked_on_is_given_up_whichever_failure_is_heard_of_first(
-    cluster: Cluster, noticed: str
-) -> None:
-    work = _Work(iter(()))
-    assert lose(cluster, work, noticed) is None
-    assert [number for number, _ in work.again] == [0, 1, 2, 3]
-    assert lose(cluster, work, noticed) is None
-    assert lose(cluster, work, noticed) == Done(0, None, "m")
-    assert [number for number, _ in work.again] == [1, 2, 3]
-    assert not work.results
+    def run(self, items: list[tuple[int, bytes]], pick: int) -> list[Done]:
+        """Work on items. `pick` says which of the failures and results is heard of first: 0, or -1 for the last."""
+        work, found = _Work(iter(items)), []
+        while True:
+            if self.seat.actor is None:
+                self.seat.actor = SimpleNamespace(work=SimpleNamespace(remote=self.hand_out))
+            if not self.cluster._hand_out(work):
+                return found
+            self.held = list(work.results)
+            done = self.cluster._finish(work, self.held[pick], "maker", b"")
+            found += [done] if done is not None else []
 
 
-def test_an_item_that_was_finished_before_is_neither_blamed_nor_lost(cluster: Cluster) -> None:
-    work = _Work(iter(()))
-    for _ in range(2):
-        assert lose(cluster, work, "ref3", n_finished=1) is None
-    assert lose(cluster, work, "ref3", n_finished=1) == Done(1, None, "m")
-    assert list(work.results) == ["ref0"]
-    assert cluster._finish(work, "ref0", "maker", b"") == Done(0, b"done", "m")
+@pytest.mark.parametrize("pick", [0, -1])
+@pytest.mark.parametrize("n_at_once", [1, 3])
+def test_only_the_item_that_kills_its_worker_is_given_up(pick: int, n_at_once: int) -> None:
+    machine = Machine({b"die"}, n_at_once)
+    items = [(number, b"die" if number == 3 else b"%d" % number) for number in range(9)]
+    found = machine.run(items, pick)
+    assert sorted(done.number for done in found) == list(range(9))
+    assert {done.number for done in found if done.data is None} == {3}
+    assert machine.handed_out.count(b"die") == 3
 
 
-def test_of_several_at_once_the_one_that_failed_is_given_up(cluster: Cluster) -> None:
-    cluster._n_at_once = 2
-    work = _Work(iter(()))
-    for _ in range(2):
-        assert lose(cluster, work, "ref1") is None
-    assert lose(cluster, work, "ref1") == Done(1, None, "m")
+def test_after_a_death_the_queue_is_used_again() -> None:
+    machine = Machine({b"0"}, 1)
+    machine.run([(0, b"0"), (1, b"1"), (2, b"2"), (3, b"3")], 0)
+    assert machine.handed_out == [b"0", b"1", b"0", b"1", b"0", b"2", b"3"]
