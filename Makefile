@@ -4,11 +4,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+# On all cores, where pip compiles one file after the other. Some packages bring files for other versions of Python.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 # Arguments for the tests, for example: make test ARGS="-k catalog"
 ARGS ?=
 
-.PHONY: help chat voice test coverage prove check lint format docs install install-dev install-ecosystem model lock snapshots bench clean
+.PHONY: help chat voice test test-models coverage prove check lint format docs install install-dev install-ecosystem model lock snapshots bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -21,12 +23,8 @@ chat: install  ## Set up everything and open a terminal chat with the embedded m
 voice: install  ## Set up voice: its packages, its models, and a check of the sound devices.
 	@sh tools/setup_voice.sh $(BIN)
 
-test: install-dev install-ecosystem model  ## Set up everything, check the code and run all tests.
-	@$(MAKE) --no-print-directory lint
-	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
-	@$(BIN)/edge models pull all-minilm-l6-v2 --quiet
-	@$(BIN)/edge models pull voice --quiet
-	@$(BIN)/edge models pull whisper-base --quiet
+test: install-dev  ## Set up everything, check the code and run all tests.
+	@$(MAKE) --no-print-directory -j2 lint install-ecosystem test-models
 	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
 	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
 	EDGE_TEST_VOICE="$$($(BIN)/edge config get paths.models_dir)" \
@@ -37,6 +35,12 @@ prove: install-dev install-ecosystem model  ## Run the long proofs whole: 700 ki
 	EDGE_TEST_PROVE=1 EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
 	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
 		$(BIN)/python -m pytest -n 2 --dist worksteal -m prove $(ARGS)
+
+test-models: model
+	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
+	@$(BIN)/edge models pull all-minilm-l6-v2 --quiet
+	@$(BIN)/edge models pull voice --quiet
+	@$(BIN)/edge models pull whisper-base --quiet
 
 coverage: install-dev model  ## Run all tests and say which lines none of them reaches; takes twice as long as `make test`.
 	@$(MAKE) --no-print-directory test ARGS="--cov --cov-report=html --cov-report=term --cov-fail-under=85 $(ARGS)"
@@ -73,12 +77,14 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt tools/buil
 	$(PIP) --editable '.[chat,server,structured,docs]'
 	@$(PIP) --only-binary openvino --editable '.[openvino]' \
 		|| echo "OpenVINO could not be installed here; llama.cpp runs the models, and nothing else is missing."
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@sh tools/bootstrap.sh $(PYTHON) tmux
 	$(BIN)/python tools/install_torch.py constraints.txt
 	$(PIP) --editable '.[dev,convert,ray]'
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-ecosystem: $(VENV)/.installed-dev tests/ecosystem/requirements.txt
