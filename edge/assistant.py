@@ -87,6 +87,7 @@ class Assistant(Responding):
         governor: throttles the engine while the device is hot, low on battery or short of memory; None never does.
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds.
         speculates: guess tokens where a reply repeats its prompt; see `edge.engine.drafting`.
+        adapts_threads: decode with fewer threads while other programs use the cores; see `edge.engine.crowding`.
         draft: a smaller model that guesses tokens where nothing repeats (`edge.engine.draft_model.check_draft` says which can);
             the assistant closes it. It has as many sequences and tokens as the first.
         cache_namespace: of requests and new conversations that name none, see `conversation`.
@@ -118,6 +119,7 @@ class Assistant(Responding):
         governor: Governor | None = None,
         max_gap_ms: float = MAX_GAP_MS,
         speculates: bool = True,
+        adapts_threads: bool = True,
         draft: Backend | None = None,
         cache_namespace: str = "",
         sensors: Sensors | None = None,
@@ -145,12 +147,16 @@ class Assistant(Responding):
             self.store = trace.watch(self.store, "store")
             blocks = trace.watch(blocks, "blocks") if blocks is not None else None
         cache = KVCache(backend, blocks, model=model, own=own, exact=exact)
+        # Their number decides the last bits, which `exact` promises to keep.
+        can_adapt = plan is not None and plan.accelerator == "cpu" and backend.capabilities.free_threads and not exact
+        threads = (plan.n_threads, plan.n_threads_batch) if plan is not None and can_adapt else None
         self._scheduler = Scheduler(
             backend,
             cache,
             max_gap_ms=max_gap_ms,
             planner=Planner(dict(plan.pass_costs) if plan is not None else None) if speculates else None,
             draft=DraftModel(draft, backend.info.n_vocab) if draft is not None else None,
+            threads=threads if adapts_threads else None,
         )
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None
         self._turns = Turns(

@@ -290,6 +290,7 @@ def _assemble(
             governor=_make_governor(chosen, plan, engine),
             max_gap_ms=chosen.engine.max_gap_ms,
             speculates=chosen.engine.speculate,
+            adapts_threads=chosen.engine.adapt_threads,
             draft=draft,
             cache_namespace=cache_namespace or chosen.kv.namespace,
             trace=trace,

@@ -77,6 +77,7 @@ class Capabilities:
         shared_cells: sequences take cells from one pool, so the sum of their lengths is bounded (cells shared by `copy` count
             once). Where false, each sequence has a buffer of its own, and none takes room from another.
         threads: the number of threads can be changed while the model is open (`Backend.set_threads`).
+        free_threads: changing their number costs nothing, so it can be done between any two passes.
         resize: the KV cache can be resized while the model is open (`Backend.resize`).
         drafts: `decode` takes draft tokens. Sequences can be rewound behind them.
         adapters: LoRA adapters can be applied (`Backend.set_adapters`).
@@ -89,6 +90,7 @@ class Capabilities:
     n_seq: int
     shared_cells: bool
     threads: bool = False
+    free_threads: bool = False
     resize: bool = False
     drafts: bool = False
     adapters: bool = False

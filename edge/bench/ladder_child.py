@@ -217,6 +217,7 @@ def _settings(setup: Setup, folder: Path, n_ctx: int) -> Any:
         "kv_type_k": setup.kv_type,
         "kv_type_v": setup.kv_type,
         "kv.enabled": setup.disk,
+        "engine.adapt_threads": False,
         "engine.speculate": setup.speculates or setup.draft is not None,
         "engine.draft": os.fsdecode(setup.draft) if setup.draft is not None else None,
         "system": "none",

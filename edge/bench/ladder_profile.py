@@ -41,6 +41,7 @@ def settings_of(ladder: Ladder, *, with_loss: bool) -> dict[str, object]:
         "backend": setup.backend,
         "kv.enabled": setup.disk,
         "chat.read_ahead": setup.read_ahead,
+        "engine.adapt_threads": False,
         "engine.speculate": setup.speculates or setup.draft is not None,
     }
     if setup.accelerator == "cpu" and not any(one.name == "threads" and one.is_taken for one in ladder.rungs):

@@ -237,6 +237,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         draft: name of a smaller model with the same vocabulary, which guesses tokens where nothing repeats; None uses none.
         prefill_with: name of an engine that prefills long prompts for the one that decodes; None is the one that decodes, or
             another one where `edge tune` measured that turns take less time so; "off" is always the one that decodes.
+        adapt_threads: decode with fewer threads while other programs use the cores; see docs/builds.md.
         lora: LoRA adapters of the model, each FILE or FILE:SCALE; see docs/adapters.md.
         max_waiting: replies that may wait while others run; one more is refused as busy. None sets no limit.
         measure: before the first chat with a model of up to 1 GB, compare the engines that can run it, for at most a minute.
@@ -247,6 +248,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     speculate: bool = True
     draft: str | None = None
     prefill_with: str | None = None
+    adapt_threads: bool = True
     lora: tuple[str, ...] = ()
     max_waiting: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
     measure: bool = True

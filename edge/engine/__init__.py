@@ -6,6 +6,7 @@ drafting.py    what a reply may say next, looked up in its own text, and how muc
 draft_model.py what it may say next, by a second, smaller model
 rounds.py      which prompt gets the next chunk, and how large it is
 sharing.py     which waiting prompts another one saves work
+crowding.py    fewer threads while other programs use the cores
 adapter_turns.py  replies with different adapters take turns
 generation.py  one reply that is asked of the engine, and its events
 scripted.py    a sampler that chooses nothing, to learn how likely a text is

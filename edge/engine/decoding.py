@@ -21,6 +21,7 @@ from edge.types import TokenLogprob
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
+    from edge.engine.crowding import Crowding
     from edge.engine.draft_model import DraftModel, Guess
     from edge.engine.drafting import Planner
     from edge.engine.generation import Generation
@@ -51,6 +52,7 @@ class Decoder:
             `KVCache.is_exact` is true, since they change the last bits.
         model: drafts where a reply repeats nothing; None for none.
         max_gap_ms: longest gap between two tokens of a reply; see `edge.engine.adapter_turns`.
+        crowding: chooses the threads; None leaves them as they are.
 
     Attributes:
         n_tokens: that were generated so far.
@@ -68,11 +70,12 @@ class Decoder:
         planner: Planner | None,
         model: DraftModel | None = None,
         max_gap_ms: float = MAX_GAP_MS,
+        crowding: Crowding | None = None,
     ) -> None:
         self._backend, self._tokenizer, self._cache, self._running = backend, backend.tokenizer, cache, running
         self._finish, self._fail, self._preempt = finish, fail, preempt
         self._planner = planner if backend.capabilities.drafts and not cache.is_exact else None
-        self._model = model
+        self._model, self._crowding = model, crowding
         self._turns = AdapterTurns(max_gap_ms)
         self._guesses: dict[int, Guess] = {}  # of this round, by sequence
         self.n_tokens = 0
@@ -98,7 +101,8 @@ class Decoder:
         drafts = self._draft(steps, self._planner) if self._planner is not None else NO_DRAFTS
         while steps:
             pairs = [(generation.slot.seq_id, token) for generation, token in steps if generation.slot]
-            began = time.perf_counter()
+            self._choose_threads(steps, drafts)
+            began, own = time.perf_counter(), time.thread_time()
             try:
                 self._backend.set_adapters(steps[0][0].mix)
                 if drafts:
@@ -121,6 +125,8 @@ class Decoder:
         if not steps:
             return False
         ms = (time.perf_counter() - began) * 1000
+        if self._crowding is not None and not drafts and not _has_seed(steps):
+            self._crowding.note_pass(len(steps), ms, (time.thread_time() - own) * 1000)
         for generation, token in steps:
             if generation.slot:
                 self._cache.note_decode(generation.slot, token)
@@ -131,6 +137,14 @@ class Decoder:
                 if generation.slot and (draft := drafts.get(generation.slot.seq_id)):
                     self._verify(generation, draft, self._planner, extra_ms / len(drafts))
         return True
+
+    def _choose_threads(self, steps: Sequence[tuple[Generation, int]], drafts: Mapping[int, Sequence[int]]) -> None:
+        if self._crowding is None:
+            return
+        if _has_seed(steps):
+            self._crowding.use_all()
+        elif drafts:
+            self._crowding.before_chunk(len(steps) + sum(map(len, drafts.values())))
 
     def _choose_tokens(self, pass_ms: float) -> list[tuple[Generation, int]]:
         steps: list[tuple[Generation, int]] = []
@@ -289,3 +303,8 @@ class Decoder:
         else:
             planner.note_draft(generation.n_match, n_accepted, len(draft))
         generation.drafted = generation.drafted.plus(len(draft), n_accepted, n_accepted * planner.pass_ms(1) - extra_ms)
+
+
+def _has_seed(steps: Sequence[tuple[Generation, int]]) -> bool:
+    """Return whether a reply is to be repeated to the last bit, which depends on the number of threads."""
+    return any(generation.sampling.seed is not None for generation, _ in steps)

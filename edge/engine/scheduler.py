@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge.engine.adapter_turns import n_groups
+from edge.engine.crowding import Crowding
 from edge.engine.decoding import Decoder
 from edge.engine.generation import Failed, Generation, Prefilled, reply_error
 from edge.engine.governor import Limits
@@ -66,6 +67,8 @@ class Scheduler:
             `edge.engine.rounds`.
         planner: chooses the length of drafts (`edge.engine.drafting`); None makes none.
         draft: a second model that drafts, too; the scheduler closes it.
+        threads: of decode and of prefill, to use fewer while other programs use the cores (`edge.engine.crowding`); None leaves
+            them as they are.
 
     Attributes:
         n_ctx: the context window of prompts that are made now, in tokens. A governor makes it smaller while memory is short.
@@ -85,6 +88,7 @@ class Scheduler:
         max_gap_ms: float = MAX_GAP_MS,
         planner: Planner | None = None,
         draft: DraftModel | None = None,
+        threads: tuple[int, int] | None = None,
     ) -> None:
         self._backend = backend
         self._cache = cache or KVCache(backend)
@@ -94,6 +98,7 @@ class Scheduler:
         self._admission, self._prefill_order = Order(), Order()
         self._sharing = Sharing(self._cache.n_resident, can_copy=backend.capabilities.rewind)
         self._timer = ChunkTimer(max_gap_ms, self._cache.chunk_grain)
+        self._crowding = Crowding(self._set_threads, *threads) if threads is not None else None
         self._decoder = Decoder(
             backend,
             self._cache,
@@ -104,6 +109,7 @@ class Scheduler:
             planner=planner,
             model=draft,
             max_gap_ms=max_gap_ms,
+            crowding=self._crowding,
         )
         self._packer = Packer(backend, self._cache, self._running, decoder=self._decoder, fail=self._fail)
         self._draft = draft
@@ -278,14 +284,17 @@ class Scheduler:
     def _apply(self, limits: Limits) -> None:
         before, threads = self.limits, (limits.n_threads, limits.n_threads_batch)
         if self._backend.capabilities.threads and threads != (before.n_threads, before.n_threads_batch):
-            self._backend.set_threads(*threads)
-            if self._draft is not None:
-                self._draft.set_threads(*threads)
+            (self._crowding.limit if self._crowding is not None else self._set_threads)(*threads)
         for generation in self._running:
             generation.held_back = limits.note or generation.held_back
         self.n_ctx = min(self.full_n_ctx, limits.n_ctx) if self._backend.capabilities.resize else self.full_n_ctx
         self.limits = limits
         self._release_idle()
+
+    def _set_threads(self, n_threads: int, n_threads_batch: int) -> None:
+        self._backend.set_threads(n_threads, n_threads_batch)
+        if self._draft is not None:
+            self._draft.set_threads(n_threads, n_threads_batch)
 
     def _resize_window(self) -> None:
         """While idle, resize the KV cache to the current limit, or to the full window for a waiting prompt that needs it.
@@ -427,6 +436,8 @@ class Scheduler:
         chunk = tokens[slot.n_tokens : slot.n_tokens + self._chunk_length(generation, checkpoints)]
         started = time.perf_counter()
         should_stop = self._interruption(generation, len(chunk))
+        if self._crowding is not None:
+            self._crowding.before_chunk(len(chunk))
         try:
             self._backend.set_adapters(generation.mix)
             n_done = self._cache.evict_and_retry(lambda: self._backend.prefill(slot.seq_id, chunk, should_stop=should_stop))

@@ -209,6 +209,7 @@ def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:
         n_seq=n_seq,
         shared_cells=True,
         threads=True,
+        free_threads=True,
         resize=True,
         adapters=True,
         # A pass may overwrite the oldest cells of a sliding window, which a rewind behind a wrong draft would need again.
