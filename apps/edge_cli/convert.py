@@ -51,6 +51,7 @@ _KEPT = ("keep_layers", "keep_ffn", "keep_vocab")
         "edge convert hf:Qwen/Qwen3-0.6B --lora my-adapter",
         "edge convert hf:Qwen/Qwen3-0.6B --lora hf:owner/adapter --name my-qwen",
         "edge convert verify smollm2/gguf-Q4_0",
+        "edge convert model-F16.gguf --quant Q4_0,IQ4_NL --imatrix imatrix.gguf",
         "edge convert verify smollm2/coreml-gpu/model.mlpackage",
     )
 )
@@ -64,6 +65,8 @@ _KEPT = ("keep_layers", "keep_ffn", "keep_vocab")
 @click.option("--force", is_flag=True, help="Replace existing results.")
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Text for the importance matrix.")
 @click.option("--calibration-tokens", type=click.IntRange(64), default=8_192, show_default=True, metavar="N")
+@click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="Take this importance matrix: GGUF or .dat.")
+@click.option("--save-imatrix", type=click.Path(path_type=Path), metavar="FILE", help="Store the importance matrix as GGUF.")
 @click.option("--no-imatrix", is_flag=True, help="Quantise without an importance matrix.")
 @click.option("--threads", type=click.IntRange(0), default=0, metavar="N", help="CPU threads [all].")
 @click.option("--variants", default="gpu,ane", show_default=True, metavar="NAMES", help="Core ML: gpu, ane, fp16.")
@@ -291,6 +294,8 @@ def _request(app: App, options: dict[str, Any]) -> Request:
             calibration=options["calibration"],
             calibration_tokens=options["calibration_tokens"],
             threads=options["threads"],
+            imatrix=options["imatrix"],
+            save_imatrix=options["save_imatrix"],
         ),
         coreml_variants=variants,
         coreml_context=options["context"],

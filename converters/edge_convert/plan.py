@@ -9,7 +9,7 @@ import msgspec
 
 from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf import read_header
-from edge.hashes import file_stamp
+from edge.hashes import file_sha256, file_stamp
 from edge.units import one_line, reason, short_name
 from edge_convert.checkpoint import named_templates, open_checkpoint
 from edge_convert.evaluate.logits import is_slow
@@ -205,8 +205,9 @@ def _request_key(request: Request) -> str:
     """Return the parts of a request that decide the bytes of the results."""
     is_calibrated = request.gguf.use_imatrix or "coreml" in request.formats
     calibration = read_calibration(request.gguf.calibration) if is_calibrated else ""
-    gguf = msgspec.structs.replace(request.gguf, calibration=None, threads=0)
+    gguf = msgspec.structs.replace(request.gguf, calibration=None, threads=0, imatrix=None)
     plain = msgspec.structs.replace(request, force=False, smaller=None, adapter=None, gguf=gguf)
     changes = [recipe_key(request.smaller)] if request.smaller else []
     changes += [adapter_key(request.adapter)] if request.adapter else []
+    changes += [file_sha256(request.gguf.imatrix)] if request.gguf.imatrix else []
     return str(plain) + digest_of(calibration) + "".join(changes)

@@ -15,6 +15,7 @@ from typing import Any
 from edge.child import claim_stdout, end_with_parent
 from edge.errors import BackendError, EdgeError, ModelFileError
 from edge_convert.gguf.imatrix_child import collect
+from edge_convert.gguf.imatrix_file import read_imatrix
 from edge_convert.gguf.llama import fill_batch, load_library, load_model
 
 __all__ = ["main"]
@@ -44,9 +45,7 @@ def main() -> None:
 
 
 def _quantise(on_progress: OnProgress, source: str, out: str, file_type: int, threads: int, imatrix: str | None) -> int:
-    """Quantise a GGUF file and return the size of the new one. `imatrix` is a file by edge_convert.gguf.imatrix."""
-    import numpy as np
-
+    """Quantise a GGUF file and return the size of the new one. `imatrix` is a file that imatrix_file.py reads."""
     warnings: list[str] = []
 
     def on_log(level: int, text: bytes, _: object) -> None:
@@ -61,7 +60,7 @@ def _quantise(on_progress: OnProgress, source: str, out: str, file_type: int, th
     params.ftype, params.nthread = file_type, threads
     entries: list[tuple[str, Any]] = []  # the arrays that C points to have to live until the call is over
     if imatrix:
-        entries = [(name, values.astype(np.float32)) for name, values in np.load(imatrix).items()]
+        entries = list(read_imatrix(Path(imatrix)).items())
         params.imatrix = array = (library.llama_model_imatrix_data * (len(entries) + 1))()
         for place, (name, values) in zip(array, entries, strict=False):
             place.name, place.size = name.encode(), values.size

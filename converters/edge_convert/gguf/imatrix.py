@@ -66,22 +66,23 @@ def calibration_chunks(model: Path, text: str, n_tokens: int) -> list[list[int]]
 
 
 def compute_imatrix(
-    model: Path, chunks: list[list[int]], out: Path, threads: int, on_progress: Callable[[float], None] | None = None
+    model: Path, chunks: list[list[int]], out: Path, threads: int, text: str, on_progress: Callable[[float], None] | None = None
 ) -> Path:
-    """Save the mean square of every input of every weight matrix over token chunks.
+    """Save the sum of squares of every input of every weight matrix over token chunks.
 
     Args:
         model: a GGUF file in 16 or 32 bits.
         chunks: token ids.
-        out: .npz file: GGUF tensor name -> float32 [inputs].
+        out: file for it, see imatrix_file.py.
         threads: CPU threads.
+        text: name of the text that the chunks are from.
         on_progress: called with the share that is done.
 
     Raises:
         BackendError: llama.cpp failed.
         ModelFileError: it computed nothing.
     """
-    arguments = {"model": str(model), "chunks": chunks, "out": str(out), "threads": threads}
+    arguments = {"model": str(model), "chunks": chunks, "out": str(out), "threads": threads, "text": text}
     if not run_task("calibrate", arguments, on_progress):
         raise ModelFileError("The model has no weight matrix that could be calibrated.", "Convert without it: --no-imatrix")
     return out

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import BackendError
+from edge_convert.gguf.imatrix_file import Sums, write_imatrix
 from edge_convert.gguf.llama import fill_batch, load_library, load_model
 
 if TYPE_CHECKING:
@@ -101,15 +102,18 @@ class _Collector:
         self.counts[name] = self.counts.get(name, 0) + rows
 
 
-def collect(on_progress: Callable[[float], None], model: str, chunks: list[list[int]], out: str, threads: int) -> int:
+def collect(
+    on_progress: Callable[[float], None], model: str, chunks: list[list[int]], out: str, threads: int, text: str
+) -> int:
     """Compute the importance matrix of a model, and save it.
 
     Args:
         on_progress: called with the share that is done.
         model: path of a GGUF file in 16 or 32 bits.
         chunks: token ids; each chunk is a text of its own.
-        out: .npz file: weight name -> float32 [inputs].
+        out: file for it, see imatrix_file.py.
         threads: CPU threads.
+        text: name of the text.
 
     Returns:
         Number of matrices.
@@ -117,8 +121,6 @@ def collect(on_progress: Callable[[float], None], model: str, chunks: list[list[
     Raises:
         BackendError: the model cannot be run, or the engine's tensors cannot be read.
     """
-    import numpy as np
-
     library = load_library()
     # Repacked weights would change nothing here, and AMX crashes in some builds.
     loaded = load_model(library, model, use_extra_bufts=False)
@@ -144,10 +146,10 @@ def collect(on_progress: Callable[[float], None], model: str, chunks: list[list[
         if code != 0:
             raise BackendError(f"llama.cpp stopped with code {code} during calibration.", _HINT)
         on_progress((done + 1) / len(chunks))
-    means = {name: (total / collector.counts[name]).astype(np.float32) for name, total in sorted(collector.sums.items())}
-    with Path(out).open("wb") as file:
-        np.savez(file, **means)  # type: ignore[arg-type]
-    return len(means)
+    sums = {name: Sums(total, collector.counts[name]) for name, total in collector.sums.items()}
+    if sums:
+        write_imatrix(Path(out), sums, len(chunks), longest, text)
+    return len(sums)
 
 
 def _library_path() -> Path:

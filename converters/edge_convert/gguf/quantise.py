@@ -52,6 +52,8 @@ class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
         use_imatrix: weight the quantisation by an importance matrix.
         calibration: text file for it; None is the one that ships with edge.
         calibration_tokens: at most, of that text.
+        imatrix: file with an importance matrix, instead of computing one.
+        save_imatrix: file to store the importance matrix in; None stores it nowhere.
         threads: CPU threads; 0 is all.
     """
 
@@ -59,6 +61,8 @@ class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
     use_imatrix: bool = True
     calibration: Path | None = None
     calibration_tokens: int = 8_192
+    imatrix: Path | None = None
+    save_imatrix: Path | None = None
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +71,11 @@ class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise UsageError(f"There is no quantisation {name}.", f"Known are: {', '.join(QUANTISATIONS)}.")
             if name in _NEED_IMATRIX and not self.use_imatrix:
                 raise UsageError(f"{name} has too few bits to be made without an importance matrix.", "Leave out --no-imatrix.")
+
+        if self.imatrix and self.save_imatrix:
+            raise UsageError(f"{self.imatrix} is a file already.", "Leave out --save-imatrix.")
+        if (self.imatrix or self.save_imatrix) and not self.use_imatrix:
+            raise UsageError("An importance matrix is named, and none is to be used.", "Leave out --no-imatrix.")
 
     @property
     def n_threads(self) -> int:
@@ -94,7 +103,7 @@ def quantise(
         out: the new file.
         name: out of QUANTISATIONS.
         options: for the threads.
-        imatrix: from `compute_imatrix`.
+        imatrix: file of `compute_imatrix`, or of the user's.
         on_progress: called with the share that is done.
 
     Raises:

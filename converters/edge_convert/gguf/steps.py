@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
 import msgspec
 
+from edge.errors import UsageError
+from edge.formats.gguf import read_header
+from edge.hashes import file_sha256
 from edge_convert import estimates
 from edge_convert.checkpoint import open_checkpoint, read_json
 from edge_convert.facts import Facts, Request
 from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_calibration
+from edge_convert.gguf.imatrix_file import check_fits
 from edge_convert.gguf.limits import check_config, check_output_bias
 from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, describe_types, needs_imatrix, quantise
 from edge_convert.gguf.vocabulary import check_kind
@@ -18,6 +23,7 @@ from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
 
 __all__ = ["make_steps", "read_step", "tokenizer_step"]
 
+_IMATRIX = "imatrix.gguf"
 _CORE_BYTES_S = 40e6  # weights that a core quantises in a second, in 16 bits; measured on a slow one
 _CORE_CALIBRATION_S = 6e-11  # seconds per weight and token
 _BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.6, "Q6_K": 7.5}
@@ -37,12 +43,19 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
     copied = facts.quantised if facts.input.kind == "gguf" and not facts.made_by else None
     steps = [_copy_step(facts, name) for name in options.quantisations if name == copied]
     rest = tuple(name for name in options.quantisations if name != copied)
+    wanted = msgspec.structs.replace(options, quantisations=rest)
+    if (options.imatrix or options.save_imatrix) and not needs_imatrix(wanted):
+        raise UsageError(
+            f"{', '.join(options.quantisations)} is made without an importance matrix.",
+            "Name another quantisation, or leave it out.",
+        )
     if not rest:
         return steps
     steps.append(_write_step(facts))
-    wanted = msgspec.structs.replace(options, quantisations=rest)
     if needs_imatrix(wanted):
-        steps.append(_imatrix_step(facts, wanted))
+        steps.append(_given_imatrix_step(wanted.imatrix) if wanted.imatrix else _imatrix_step(facts, wanted))
+        if wanted.save_imatrix:
+            steps.append(_save_step(wanted.save_imatrix))
     return steps + [_quantise_step(facts, wanted, name) for name in rest]
 
 
@@ -120,7 +133,8 @@ def _imatrix_step(facts: Facts, options: GgufOptions) -> Step:
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         base = folder_of("gguf-base") / "base.gguf"
         chunks = calibration_chunks(base, read_calibration(options.calibration), options.calibration_tokens)
-        compute_imatrix(base, chunks, folder / "imatrix.npz", options.n_threads, lambda share: on_progress("", share))
+        text = options.calibration.name if options.calibration else "edge's calibration text"
+        compute_imatrix(base, chunks, folder / _IMATRIX, options.n_threads, text, lambda share: on_progress("", share))
 
     return Step(
         name="imatrix",
@@ -131,19 +145,40 @@ def _imatrix_step(facts: Facts, options: GgufOptions) -> Step:
     )
 
 
+def _given_imatrix_step(file: Path) -> Step:
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        tensors = read_header(folder_of("gguf-base") / "base.gguf").tensors
+        widths = {tensor.name: tensor.shape[0] * math.prod(tensor.shape[2:]) for tensor in tensors if len(tensor.shape) > 1}
+        check_fits(file, widths)
+        shutil.copyfile(file, folder / _IMATRIX)
+
+    return Step(name="imatrix", title=f"Check the importance matrix {file.name}", work=work, seconds=2)
+
+
+def _save_step(file: Path) -> Step:
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        partial = file.with_name(f".{file.name}.part")
+        try:
+            shutil.copyfile(folder_of("imatrix") / _IMATRIX, partial)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    return Step(name="save-imatrix", title=f"Store the importance matrix as {file.name}", work=work, seconds=1)
+
+
 def _quantise_step(facts: Facts, options: GgufOptions, name: str) -> Step:
     uses_matrix = needs_imatrix(msgspec.structs.replace(options, quantisations=(name,)))
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        matrix = folder_of("imatrix") / "imatrix.npz" if uses_matrix else None
+        matrix = folder_of("imatrix") / _IMATRIX if uses_matrix else None
         if name == "F16":
             facts.open(folder_of).check_fits_f16()
         base, path = folder_of("gguf-base") / "base.gguf", folder / f"{facts.name}-{name}.gguf"
         quantise(base, path, name, options, matrix, lambda share: on_progress("", share))
         recipe = {"quantisation": name, "importance matrix": "no"}
-        if uses_matrix:
-            text = digest_of(read_calibration(options.calibration))
-            recipe["importance matrix"] = f"{options.calibration_tokens} tokens of the text {text[:16]}"
+        if matrix is not None:
+            recipe["importance matrix"] = _origin(options, matrix)
         recipe["types of the weights"] = describe_types(path)
         facts.write_manifest(folder, folder_of, "gguf", name, recipe)
 
@@ -156,6 +191,13 @@ def _quantise_step(facts: Facts, options: GgufOptions, name: str) -> Step:
         disk_bytes=int(facts.n_params * _bits(name) / 8),
         memory_bytes=estimates.quantise(facts),
     )
+
+
+def _origin(options: GgufOptions, matrix: Path) -> str:
+    """Say where an importance matrix comes from, for the manifest."""
+    if options.imatrix:
+        return f"{options.imatrix.name}, SHA-256 {file_sha256(matrix)[:16]}"
+    return f"{options.calibration_tokens} tokens of the text {digest_of(read_calibration(options.calibration))[:16]}"
 
 
 def _copy_step(facts: Facts, name: str) -> Step:

@@ -19,6 +19,7 @@ from edge_convert.architectures import ARCHITECTURES
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.facts import Request
 from edge_convert.gguf.engine import run_task
+from edge_convert.gguf.imatrix_file import read_imatrix
 from edge_convert.gguf.quantise import GgufOptions, check_tokenizer
 from edge_convert.gguf.tensors import gguf_parts, write_gguf
 from edge_convert.gguf.tokenizer import write_tokenizer
@@ -201,9 +202,10 @@ def test_the_importance_matrix_is_the_mean_square_of_the_inputs(tiny_checkpoint:
     folder = tiny_checkpoint("qwen3")
     path = write_gguf(open_checkpoint(folder), tmp_path / "model.gguf", "F32")
     chunks = [some_tokens(90, 500), some_tokens(70, 400)]
-    count = run_task("calibrate", {"model": str(path), "chunks": chunks, "out": str(tmp_path / "matrix.npz"), "threads": 1})
-    matrix = np.load(tmp_path / "matrix.npz")
-    assert count == len(matrix.files) == 2 * 7 + 1  # seven matrices a layer, and the head
+    out = tmp_path / "matrix.gguf"
+    count = run_task("calibrate", {"model": str(path), "chunks": chunks, "out": str(out), "threads": 1, "text": "t"})
+    matrix = read_imatrix(out)
+    assert count == len(matrix) == 2 * 7 + 1  # seven matrices a layer, and the head
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     sums: dict[str, Any] = {"blk.1.ffn_down.weight": 0.0, "blk.0.attn_k.weight": 0.0}
     modules = {"blk.1.ffn_down.weight": model.model.layers[1].mlp.down_proj}
