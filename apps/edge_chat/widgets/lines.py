@@ -55,7 +55,28 @@ LOOKS = {
 }
 """Name of a style in a line -> its look, from the colours of the theme."""
 
-_looks: dict[tuple[str, str], Style] = {}  # (name of the theme, look) -> style, shared by all widgets
+
+class _Looks:
+    """Styles by their text, for the variables of one theme at a time; shared by all widgets.
+
+    The name of the theme will not do: it changes a moment before the variables, and what is drawn between would stay.
+    """
+
+    def __init__(self) -> None:
+        self._variables: dict[str, str] = {}
+        self._styles: dict[str, Style] = {}
+
+    def get(self, look: str, variables: dict[str, str]) -> Style:
+        if variables is not self._variables:
+            if variables != self._variables:
+                self._styles = {}
+            self._variables = variables
+        if look not in self._styles:
+            self._styles[look] = Style.parse(look, variables) if look else Style()
+        return self._styles[look]
+
+
+_looks = _Looks()
 
 
 class LinesView(Widget):
@@ -164,11 +185,7 @@ class LinesView(Widget):
         return style
 
     def _look(self, look: str) -> Style:
-        key = (self.app.theme, look)
-        if key not in _looks:
-            variables = self.app.theme_variables
-            _looks[key] = Style.parse(look, variables) if look else Style()
-        return _looks[key]
+        return _looks.get(look, self.app.theme_variables)
 
 
 def _selected(line: Line, start: int, end: int) -> str:

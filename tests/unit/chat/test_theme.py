@@ -13,6 +13,7 @@ from textual.widgets import OptionList
 from edge.errors import ConfigError
 from edge_chat.few_colours import for_terminal, grounds_of
 from edge_chat.theme import DARK, LIGHT, THEMES, choose_theme
+from edge_chat.widgets.lines import LinesView
 from tests.chat_app import fake_app, say, settle
 
 NAMES = [theme.name for theme in THEMES]
@@ -153,6 +154,19 @@ async def test_highlighted_rows_can_be_read(theme: str, system: str, monkeypatch
         check_highlighted(screen.composer.popup)
         await pilot.press("backspace")
         check_highlighted(screen.sidebar.listing)
+
+
+async def test_what_is_drawn_while_the_theme_changes_keeps_no_colours_of_the_old_one() -> None:
+    """The name of the theme is there a moment before its colours."""
+    app = fake_app()
+    async with app.run_test(size=(110, 30)) as pilot:
+        await say(pilot, "hello")
+        view = app.chat_screen.query(LinesView).last()
+        for theme in (LIGHT, DARK):
+            app.theme = theme.name
+            view._look("$text-primary")
+            await settle(pilot)
+            assert view._look("$text-primary").foreground == Color.parse(theme.variables["text-primary"])
 
 
 def check_highlighted(options: OptionList) -> None:
