@@ -51,6 +51,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         force: replace existing results.
         smaller: make the model smaller first, by this recipe.
         adapter: merge this adapter first, before the model is made smaller.
+        frontier_minutes: search a frontier of students for so long instead of converting (`edge_convert.frontier`); 0 converts.
+        frontier_speed: decode speed in times the source's that its students are to reach; 0 is any.
     """
 
     formats: tuple[Format, ...] = ("gguf",)
@@ -65,6 +67,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     smaller: Recipe | None = None
     adapter: Adapter | None = None
+    frontier_minutes: float = 0.0
+    frontier_speed: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in FORMATS]

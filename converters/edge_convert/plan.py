@@ -16,6 +16,7 @@ from edge_convert.evaluate.logits import is_slow
 from edge_convert.evaluate.passages import find_template
 from edge_convert.evaluate.steps import card_step
 from edge_convert.facts import BY_BITS, SMALLER_TOOLS, Facts, Request, read_facts
+from edge_convert.frontier.steps import frontier_steps
 from edge_convert.gguf.imatrix import read_calibration
 from edge_convert.gguf.limits import context_length
 from edge_convert.gguf.quantise import ill_fitting_share, type_of_weights
@@ -113,6 +114,8 @@ def _steps(facts: Facts, request: Request) -> list[Step]:
     if request.adapter:
         steps.append(merge_step(facts, request.adapter))
         reference = merged(facts, request.adapter)
+    if request.frontier_minutes:
+        return steps + frontier_steps(reference, request)
     exported = reference
     if request.smaller:
         steps += smaller_steps(reference, request.smaller, request.gguf.n_threads)

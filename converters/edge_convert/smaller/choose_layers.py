@@ -21,7 +21,7 @@ from edge_convert.smaller.recipe import CHOICE_TOKENS, DIVERGENCE_TOKENS, Recipe
 from edge_convert.smaller.records import Choice
 from edge_convert.torch_models import layer_output, layers_of
 
-__all__ = ["choose_layers", "layer_influence", "least_divergent", "sample_windows"]
+__all__ = ["choose_layers", "layer_influence", "least_divergent", "removal_order", "sample_windows"]
 
 _BATCH = 8
 OnProgress = Callable[[float], None]
@@ -89,20 +89,28 @@ def layer_influence(model: Any, windows: Any, on_progress: OnProgress) -> list[f
 def least_divergent(model: Any, windows: Any, keep: int, on_progress: OnProgress) -> tuple[int, ...]:
     """Choose layers by removing one after the other, each time the one that costs the least divergence.
 
+    Returns:
+        The numbers of those that stay, ascending; see `removal_order` for the arguments.
+    """
+    order = removal_order(model, windows, keep, on_progress)
+    return tuple(layer for layer in range(len(layers_of(model))) if layer not in order)
+
+
+def removal_order(model: Any, windows: Any, keep: int, on_progress: OnProgress) -> tuple[int, ...]:
+    """Return the layers that leave, first to last, each time the one that costs the least divergence.
+
     Args:
         model: from `open_model`; not changed.
         windows: int64 [n, window], tokens.
         keep: number of layers that stay.
         on_progress: called with the share that is done.
-
-    Returns:
-        Their numbers, ascending.
     """
     head = head_of(model)
     windows = windows.to(model.device)
     layers = layers_of(model)
     kinds = layer_kinds(model.config)
     kept = list(range(len(layers)))
+    order: list[int] = []
     total = sum(range(keep + 1, len(kept) + 1))
     done = 0
 
@@ -123,10 +131,11 @@ def least_divergent(model: Any, windows: Any, keep: int, on_progress: OnProgress
                         continue
                     model.base_model.layers = torch.nn.ModuleList([layers[index] for index in rest])
                     costs.append((float(head.divergence(hidden(), teacher)[0].mean()), layer))
-                kept.remove(min(costs)[1])
+                order.append(min(costs)[1])
+                kept.remove(order[-1])
     finally:
         model.base_model.layers = layers
-    return tuple(kept)
+    return tuple(order)
 
 
 def sample_windows(tokens: Any, n_tokens: int) -> Any:

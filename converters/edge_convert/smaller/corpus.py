@@ -11,6 +11,7 @@ A document is either trained on or held out, never split between the two.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from edge_convert.smaller.records import Provenance
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Corpus", "Document", "load_corpus", "pack", "read_written", "save_corpus", "tokenise"]
+__all__ = ["Corpus", "Document", "copy_corpus", "load_corpus", "pack", "read_written", "save_corpus", "tokenise"]
 
 Windows = tuple["NDArray[np.int32]", "NDArray[np.bool_]"]
 
@@ -141,6 +142,12 @@ def save_corpus(folder: Path, train: Sequence[Windows], held_out: dict[str, Wind
         np.save(folder / f"held-{name}.npy", tokens)
         np.save(folder / f"held-{name}-counted.npy", counted)
     (folder / "corpus.json").write_bytes(msgspec.json.format(msgspec.json.encode(list(provenance))))
+
+
+def copy_corpus(source: Path, folder: Path) -> None:
+    """Copy a corpus that `save_corpus` wrote into another folder."""
+    for path in [*source.glob("*.npy"), source / "corpus.json"]:
+        shutil.copyfile(path, folder / path.name)
 
 
 def load_corpus(folder: Path) -> Corpus:

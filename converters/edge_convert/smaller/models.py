@@ -16,7 +16,7 @@ from edge_convert.smaller.vocabulary import trim_checkpoint
 from edge_convert.torch_device import compute_device
 from edge_convert.torch_models import layers_of, load_model
 
-__all__ = ["head_of", "keep_layers", "keep_tokens", "layer_kinds", "open_model", "save_model"]
+__all__ = ["copy_student", "head_of", "keep_layers", "keep_tokens", "layer_kinds", "open_model", "save_model"]
 
 
 def open_model(folder: Path, dtype: str = "bfloat16") -> Any:
@@ -78,6 +78,13 @@ def keep_tokens(model: Any, kept: Sequence[int]) -> Any:
     model.get_input_embeddings().padding_idx = None
     model.config.vocab_size = len(kept)
     return model
+
+
+def copy_student(source: Path, folder: Path) -> None:
+    """Copy a student that `save_model` wrote, with the choice of its layers, into another folder."""
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
 
 
 def save_model(model: Any, folder: Path, source: Checkpoint, name: str, kept_tokens: Sequence[int] | None = None) -> None:

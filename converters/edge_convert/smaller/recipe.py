@@ -115,6 +115,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         keep_layers: number of layers that stay; 0 keeps all.
         keep_ffn: feed-forward neurons that stay in each layer (`edge_convert.smaller.ffn`); 0 keeps all.
         keep_vocab: tokens that stay in the vocabulary (`edge_convert.smaller.vocabulary`); 0 keeps all.
+        begin: folder of a point of a frontier (`edge_convert.frontier`), whose weights, tokens and texts the training goes on
+            with; "" begins with the teacher's.
         layers: how they are chosen (`edge_convert.smaller.layers`): "divergence", "influence", or their numbers.
         repair_tokens: to fit the rest to the teacher before training; 0 leaves that out. After a minute or two of training it
             makes no difference.
@@ -126,6 +128,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keep_layers: int = 0
     keep_ffn: int = 0
     keep_vocab: int = 0
+    begin: str = ""
     layers: Literal["influence", "divergence"] | tuple[int, ...] = "divergence"
     repair_tokens: int = 0
     texts: tuple[Text, ...] = ()
@@ -193,15 +196,19 @@ def find_recipe(name: str) -> Recipe:
     return check_recipe(msgspec.structs.replace(recipe, texts=tuple(_rooted(text, path.parent) for text in recipe.texts)))
 
 
-def check_recipe(recipe: Recipe) -> Recipe:
+def check_recipe(recipe: Recipe, *, is_search: bool = False) -> Recipe:
     """Refuse a recipe with a value out of range or without a text to train on.
+
+    Args:
+        recipe: to be checked.
+        is_search: whether what stays is to be found out, and need not be said.
 
     Raises:
         UsageError: it is refused.
     """
     training = recipe.training
     needs_training = bool(recipe.keep_layers or recipe.keep_ffn)
-    if not needs_training and not recipe.keep_vocab:
+    if not needs_training and not recipe.keep_vocab and not is_search:
         raise UsageError("A recipe says what stays: keep_layers, keep_ffn or keep_vocab.", "Give one of them: --keep-layers 24")
     if (needs_training or recipe.is_trained) and not (training.minutes > 0) ^ (training.steps > 0):
         raise UsageError(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
-__all__ = ["Choice", "HeldOut", "Provenance", "Report"]
+from edge.files import parse_json, read_bytes
+
+__all__ = ["Choice", "HeldOut", "Provenance", "Report", "read_provenance"]
+
+_MAX_BYTES = 4 << 20
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,3 +78,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     after: dict[str, HeldOut]
     course: tuple[tuple[float, float], ...]
     device: str = "cpu"
+
+
+def read_provenance(path: Path) -> list[Provenance]:
+    """Read the corpus.json of a corpus.
+
+    Raises:
+        ModelFileError: it is missing or damaged.
+    """
+    return parse_json(path, read_bytes(path, _MAX_BYTES), list[Provenance])

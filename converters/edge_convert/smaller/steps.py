@@ -22,9 +22,19 @@ from edge_convert.smaller.records import Choice, Provenance, Report
 from edge_convert.smaller.sources import find_file, read_documents
 from edge_convert.smaller.vocabulary_steps import vocabulary_step, with_vocabulary
 
-__all__ = ["adapter_key", "made_smaller", "merge_step", "merged", "recipe_key", "smaller_steps"]
+__all__ = [
+    "CORE_FLOPS",
+    "adapter_key",
+    "made_smaller",
+    "merge_step",
+    "merged",
+    "reading_steps",
+    "recipe_key",
+    "smaller_steps",
+    "with_threads",
+]
 
-_CORE_FLOPS = 1.2e11  # a core in bfloat16, forward and backward; measured on one that has instructions for it
+CORE_FLOPS = 1.2e11  # a core in bfloat16, forward and backward; measured on one that has instructions for it
 _DECODE_SHARE, _PREFILL_SHARE = 0.5, 1.7  # of that speed, where the teacher writes, and where it only reads
 _REPORT, _CHOICE = "report.json", "choice.json"
 
@@ -70,6 +80,7 @@ def recipe_key(recipe: Recipe) -> str:
         UsageError: a text is missing.
     """
     files = [find_file(source) for text in recipe.texts for source in (text.source, text.prompts) if source is not None]
+    files += [Path(recipe.begin) / "model.safetensors"] if recipe.begin else []
     training = msgspec.structs.replace(recipe.training, save_s=0.0)
     return digest_of(METHOD, msgspec.structs.replace(recipe, title="", training=training), *map(_stamp, files))
 
@@ -116,20 +127,23 @@ def smaller_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
         check_layers(recipe.keep_layers, named, _layer_kinds(facts), facts.name)
     if recipe.keep_ffn:
         check_ffn(recipe.keep_ffn, facts.model.inner, facts.name)
-    written = [text for text in recipe.texts if text.is_written]
-    first = [_writing_step(facts, recipe, written, n_threads)] if written else []
-    if recipe.keep_vocab:
-        first.append(vocabulary_step(facts, recipe))
+    first = reading_steps(facts, recipe, n_threads)
     if not recipe.is_trained:
         return first
     teacher = with_vocabulary(facts, recipe)
-    return [
-        *first,
-        _text_step(facts, teacher, recipe),
-        _hidden_step(teacher, recipe, n_threads),
-        _cut_step(teacher, recipe, n_threads),
-        _distil_step(teacher, recipe, n_threads),
-    ]
+    return [*first, _cut_step(teacher, recipe, n_threads), _distil_step(teacher, recipe, n_threads)]
+
+
+def reading_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
+    """Plan the steps up to the teacher's hidden states, "hidden", over the texts, "text"; without training the first ones."""
+    written = [text for text in recipe.texts if text.is_written]
+    steps = [_writing_step(facts, recipe, written, n_threads)] if written and not recipe.begin else []
+    if recipe.keep_vocab:
+        steps.append(vocabulary_step(facts, recipe))
+    if recipe.is_trained:
+        teacher = with_vocabulary(facts, recipe)
+        steps += [_text_step(facts, teacher, recipe), _hidden_step(teacher, recipe, n_threads)]
+    return steps
 
 
 def _describe_adapter(adapter: Adapter) -> dict[str, str]:
@@ -180,7 +194,7 @@ def _n_tokens(texts: Sequence[Text]) -> int:
     return sum(text.tokens + text.held_out_tokens for text in texts)
 
 
-def _with_threads(work: Work, n_threads: int) -> Work:
+def with_threads(work: Work, n_threads: int) -> Work:
     def computing(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         import torch
 
@@ -214,8 +228,8 @@ def _writing_step(facts: Facts, recipe: Recipe, texts: Sequence[Text], n_threads
     return Step(
         name="written",
         title=f"The teacher writes about {wanted:,} tokens to learn from",
-        work=_with_threads(work, n_threads),
-        seconds=5 + wanted * 2 * facts.n_params / (_CORE_FLOPS * n_threads * _DECODE_SHARE),
+        work=with_threads(work, n_threads),
+        seconds=5 + wanted * 2 * facts.n_params / (CORE_FLOPS * n_threads * _DECODE_SHARE),
         disk_bytes=8 * wanted,
         memory_bytes=estimates.write_answers(facts, max(text.answer_tokens for text in texts)),
         is_heavy=True,
@@ -228,9 +242,12 @@ def _text_step(whole: Facts, facts: Facts, recipe: Recipe) -> Step:
     wanted = _n_tokens(recipe.texts)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        from edge_convert.smaller.corpus import pack, read_written, save_corpus, tokenise
+        from edge_convert.smaller.corpus import copy_corpus, pack, read_written, save_corpus, tokenise
         from edge_convert.smaller.vocabulary import respell_all
 
+        if recipe.begin:
+            copy_corpus(Path(recipe.begin).parent / "text", folder)
+            return
         source = facts.open(folder_of)
         filler = next(iter(source.model.eos), 0)
         train, held_out, provenance = [], {}, []
@@ -289,8 +306,8 @@ def _hidden_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
     return Step(
         name="hidden",
         title="The teacher reads the texts",
-        work=_with_threads(work, n_threads),
-        seconds=3 + wanted * 2 * body / (_CORE_FLOPS * n_threads * _PREFILL_SHARE),
+        work=with_threads(work, n_threads),
+        seconds=3 + wanted * 2 * body / (CORE_FLOPS * n_threads * _PREFILL_SHARE),
         disk_bytes=2 * facts.width * wanted,
         memory_bytes=estimates.read_texts(facts, recipe),
         is_heavy=True,
@@ -305,11 +322,14 @@ def _cut_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         from edge_convert.smaller.choose_layers import choose_layers, sample_windows
         from edge_convert.smaller.corpus import load_corpus
         from edge_convert.smaller.ffn import narrow_ffn
-        from edge_convert.smaller.models import keep_layers, open_model, save_model
+        from edge_convert.smaller.models import copy_student, keep_layers, open_model, save_model
         from edge_convert.smaller.repair import can_repair, repair
         from edge_convert.torch_models import layers_of
 
         source = facts.open(folder_of)
+        if recipe.begin:
+            copy_student(Path(recipe.begin), folder)
+            return
         model = open_model(source.folder)
         corpus = load_corpus(folder_of("text"))
         on_progress("choosing layers", 0.0)
@@ -342,9 +362,9 @@ def _cut_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         flops += DIVERGENCE_TOKENS * n_passes * (share * body + 4 * facts.n_vocab * facts.width)
     return Step(
         name="cut",
-        title=_cut_title(facts, recipe),
-        work=_with_threads(work, n_threads),
-        seconds=8 + flops / (_CORE_FLOPS * n_threads),
+        title=f"Take the point {Path(recipe.begin).name} of the frontier" if recipe.begin else _cut_title(facts, recipe),
+        work=with_threads(work, n_threads),
+        seconds=8 + flops / (CORE_FLOPS * n_threads),
         disk_bytes=2 * made_smaller(facts, recipe).n_params,
         memory_bytes=estimates.cut_layers(facts, recipe),
         is_heavy=True,
@@ -382,9 +402,9 @@ def _distil_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
     return Step(
         name=name,
         title=f"Distil: {training.steps:,} steps" if training.steps else f"Distil for {training.minutes:g} min",
-        work=_with_threads(work, n_threads),
+        work=with_threads(work, n_threads),
         artifact=True,
-        seconds=20 + (flops / (_CORE_FLOPS * n_threads) if training.steps else 60 * training.minutes),
+        seconds=20 + (flops / (CORE_FLOPS * n_threads) if training.steps else 60 * training.minutes),
         # A saved state takes 12 bytes a weight; the old one stays until the new one is complete.
         disk_bytes=2 * student_facts.n_params + 24 * trained,
         memory_bytes=estimates.distil(student_facts, recipe),

@@ -20,15 +20,15 @@ from edge_convert.smaller.recipe import Recipe
 if TYPE_CHECKING:
     from edge_convert.smaller.corpus import Document
 
-__all__ = ["vocabulary_step", "with_vocabulary"]
+__all__ = ["TOKENS", "VOCABULARY", "vocabulary_step", "with_vocabulary"]
 
-_VOCABULARY = "vocabulary"
-_TOKENS = "tokens.json"
+VOCABULARY = "vocabulary"
+TOKENS = "tokens.json"
 
 
 def with_vocabulary(facts: Facts, recipe: Recipe) -> Facts:
     """Return the facts of a model with a smaller vocabulary, by a recipe; without one, the model's own."""
-    if not recipe.keep_vocab or facts.made_by == _VOCABULARY:
+    if not recipe.keep_vocab or facts.made_by == VOCABULARY:
         return facts
     if recipe.keep_vocab >= facts.n_vocab:
         raise UsageError(
@@ -38,7 +38,7 @@ def with_vocabulary(facts: Facts, recipe: Recipe) -> Facts:
         name: (recipe.keep_vocab, *shape[1:]) if name in (EMBEDDING, HEAD) else shape for name, shape in facts.shapes.items()
     }
     n_gone = sum((facts.n_vocab - recipe.keep_vocab) * facts.width for name in shapes if name in (EMBEDDING, HEAD))
-    made_by = _VOCABULARY if recipe.is_trained else f"checkpoint-{recipe.label}"
+    made_by = VOCABULARY if recipe.is_trained else f"checkpoint-{recipe.label}"
     return msgspec.structs.replace(
         facts,
         name=facts.name if recipe.is_trained else short_name(f"{facts.name}-{recipe.label}"),
@@ -70,16 +70,19 @@ def vocabulary_step(facts: Facts, recipe: Recipe) -> Step:
         from edge_convert.smaller.vocabulary import check_spelling, choose_tokens, count_tokens
 
         source = facts.open(folder_of)
-        counts = count_tokens(_documents(source.folder, recipe, folder_of), facts.n_vocab)
-        on_progress("choosing tokens", 0.3)
-        kept = choose_tokens(read_json(source.folder / "tokenizer.json"), counts, recipe.keep_vocab, facts.name)
+        if recipe.begin:
+            kept = msgspec.json.decode((Path(recipe.begin).parent / TOKENS).read_bytes(), type=list[int])
+        else:
+            counts = count_tokens(_documents(source.folder, recipe, folder_of), facts.n_vocab)
+            on_progress("choosing tokens", 0.3)
+            kept = choose_tokens(read_json(source.folder / "tokenizer.json"), counts, recipe.keep_vocab, facts.name)
         model = keep_tokens(open_model(source.folder, "float32" if facts.is_wide else "bfloat16"), kept)
         name = source.name if recipe.is_trained else small.name
         save_model(model, folder, source, name, kept)
         on_progress("comparing tokenizers", 0.8)
         whole, trimmed = (Tokenizer.from_file(str(one / "tokenizer.json")) for one in (source.folder, folder))
         check_spelling(whole, trimmed, facts.name)
-        (folder / _TOKENS).write_text(json.dumps(kept), encoding="ascii")
+        (folder / TOKENS).write_text(json.dumps(kept), encoding="ascii")
         if not recipe.is_trained:
             kind = "F32" if facts.is_wide else "BF16"
             own = lambda step: folder if step == small.made_by else folder_of(step)  # noqa: E731
@@ -110,5 +113,5 @@ def _documents(teacher: Path, recipe: Recipe, folder_of: FolderOf) -> Iterable[D
 
 
 def _describe(made_by: str, folder_of: FolderOf) -> dict[str, str]:
-    kept = json.loads((folder_of(made_by) / _TOKENS).read_bytes())
+    kept = json.loads((folder_of(made_by) / TOKENS).read_bytes())
     return {"vocabulary": f"{len(kept)} tokens of the source's stay; the teacher's distribution is renormalised over them"}
