@@ -21,7 +21,8 @@ docs.py        `edge docs`; docs_listing.py, its tables; docs_ask.py, docs_warm.
 kv.py          `edge kv`; kv_listing.py, its tables; kv_warm.py, kv_slot.py, two commands of it
 bench.py       `edge bench`; tune.py, `edge tune`; profile.py, `edge profile`
 ladder.py      `edge ladder`; ladder_child.py, the process that it measures
-convert.py     `edge convert`; convert_names.py, names of results; convert_verify.py, `edge convert verify`
+convert.py     `edge convert`; convert_names.py, names of results; convert_frontier.py, a search of students;
+               convert_verify.py, `edge convert verify`
 evaluate.py    `edge eval`
 completion.py  `edge completion`; completers.py, values for the shell
 options.py     options that several commands share
