@@ -31,6 +31,7 @@ def narrow_ffn(model: Any, keep: int, windows: Any, on_progress: Callable[[float
         windows: int64 [n, window], tokens to measure on.
         on_progress: called with the share that is done.
     """
+    windows = windows.to(model.device)
     with torch.no_grad():
         states = [layer_calls(model, windows[start : start + _BATCH]) for start in range(0, len(windows), _BATCH)]
         hidden = [state for state, _ in states]
@@ -45,7 +46,7 @@ def narrow_ffn(model: Any, keep: int, windows: Any, on_progress: Callable[[float
 def _second_moment(layer: Any, calls: list[tuple[Any, dict[str, Any]]]) -> Any:
     """Return the second moment of the neurons' activations, float32 [inner, inner]."""
     width = layer.mlp.down_proj.weight.shape[1]
-    square = torch.zeros(width, width)
+    square = torch.zeros(width, width, device=layer.mlp.down_proj.weight.device)
 
     def hook(_module: Any, inputs: Any, _output: Any) -> None:
         rows = inputs[0].reshape(-1, width).float()

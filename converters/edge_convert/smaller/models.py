@@ -65,7 +65,7 @@ def keep_layers(model: Any, kept: Sequence[int]) -> Any:
 def keep_tokens(model: Any, kept: Sequence[int]) -> Any:
     """Cut the embedding and the head of a model in place to the tokens of these numbers, ascending."""
     modules = {id(module): module for module in (model.get_input_embeddings(), model.get_output_embeddings())}
-    rows = torch.tensor(list(kept))
+    rows = torch.tensor(list(kept), device=model.device)
     cut: dict[int, Any] = {}
     for module in modules.values():
         old = module.weight

@@ -20,7 +20,8 @@ from edge_convert import torch_device
 from edge_convert.smaller.choose_layers import layer_influence, least_divergent
 from edge_convert.smaller.corpus import Corpus
 from edge_convert.smaller.distill import distil
-from edge_convert.smaller.models import keep_layers, open_model
+from edge_convert.smaller.ffn import narrow_ffn
+from edge_convert.smaller.models import keep_layers, keep_tokens, open_model
 from edge_convert.smaller.recipe import Text, Training
 from edge_convert.smaller.repair import repair
 from edge_convert.smaller.teacher import open_hidden, write_hidden
@@ -103,6 +104,14 @@ def test_layers_are_chosen_and_fitted_on_a_device(teacher: Any) -> None:
         assert len(least_divergent(model, tokens, 1, QUIET)) == 1
         fitted = repair(model, [0], tokens, QUIET)
     assert {weight.device for weight in fitted.values()} == {PRETENDED}
+
+
+def test_a_model_is_narrowed_on_a_device(teacher: Any) -> None:
+    tokens = torch.from_numpy(windows(10).astype(np.int64))
+    with pretended():
+        model = copy.deepcopy(teacher).to(PRETENDED)
+        narrow_ffn(keep_tokens(model, range(400)), 128, tokens % 400, QUIET)
+    assert {weight.device for weight in model.parameters()} == {PRETENDED}
 
 
 def test_a_teacher_answers_on_a_device(teacher: Any, tiny_checkpoint: Make, tmp_path: Path) -> None:
