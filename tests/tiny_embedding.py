@@ -53,6 +53,18 @@ def write_checkpoint(folder: Path, *, pooling: str = "mean", window: int = 24) -
     return model
 
 
+def write_tokenizer(folder: Path) -> None:
+    """Write tokenizer.json."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.enable_padding(length=20)  # as MiniLM's file does
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def _write_pooling(folder: Path, pooling: str) -> None:
     (folder / "1_Pooling").mkdir(exist_ok=True)
     flags = {f"pooling_mode_{flag}": mode == pooling for mode, flag in _FLAGS.items()}
@@ -63,7 +75,6 @@ def write_onnx_embedding(folder: Path, *, pooling: str | None = "mean", n_dims: 
     """Write a folder whose graph looks up the vector of each token, and return the table."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     folder.mkdir(parents=True, exist_ok=True)
     table = np.random.default_rng(5).normal(size=(len(WORDS), n_dims)).astype(np.float32)
@@ -72,12 +83,7 @@ def write_onnx_embedding(folder: Path, *, pooling: str | None = "mean", n_dims: 
     node = helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])
     graph = helper.make_graph([node], "tiny", ids, [out], [numpy_helper.from_array(table, "table")])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(folder / "model.onnx"))
-    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.enable_padding(length=20)  # as MiniLM's file does
-    tokenizer.enable_truncation(4)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 24}))
     if pooling is not None:
         _write_pooling(folder, pooling)

@@ -22,7 +22,7 @@ choose.py         chooses the best of several results for this device
 torch_models.py   checkpoints as torch models
 torch_device.py   the device that torch computes on
 strings.py        strings that two tokenizers are compared on
-gguf/, onnx/, coreml/, smaller/, frontier/, evaluate/
+gguf/, onnx/, coreml/, encoder/, smaller/, frontier/, evaluate/
 """
 
 from __future__ import annotations

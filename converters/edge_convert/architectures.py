@@ -14,6 +14,7 @@ from edge.names import FORMATS, TITLES, Format
 
 __all__ = [
     "ARCHITECTURES",
+    "ENCODERS",
     "REFUSED",
     "Architecture",
     "Refused",
@@ -334,6 +335,17 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """Class name in config.json -> architecture."""
 
+_ONNX: frozenset[Format] = frozenset({"onnx"})
+ENCODERS: dict[str, Architecture] = {
+    name: Architecture(name=name, title=title, gguf="bert", module=module, formats=_ONNX, block_tensors=())
+    for name, module, title in (
+        ("BertModel", "bert", "BERT for embeddings (MiniLM, BGE, E5, GTE)"),
+        ("RobertaModel", "roberta", "RoBERTa for embeddings"),
+        ("XLMRobertaModel", "xlm_roberta", "XLM-RoBERTa for embeddings (multilingual E5, BGE-M3)"),
+    )
+}
+"""Class name in config.json -> model for embeddings, see edge_convert.encoder."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -385,7 +397,7 @@ def find_architecture(config: Mapping[str, Any], where: str) -> Architecture:
     """
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
-    known = ", ".join(ARCHITECTURES)
+    known = ", ".join((*ARCHITECTURES, *ENCODERS))
     if name is None:
         raise ModelFileError(f"{where}: config.json names no architecture.", f"Known are: {known}.")
     refused = next((refused for refused in REFUSED if name in refused.names), None)
@@ -443,7 +455,7 @@ def markdown_table() -> str:
         "| architecture | in config.json | " + " | ".join(TITLES[form] for form in FORMATS) + " |",
         "|---|---|" + "---|" * len(FORMATS),
     ]
-    for architecture in ARCHITECTURES.values():
+    for architecture in (*ARCHITECTURES.values(), *ENCODERS.values()):
         cells = " | ".join("yes" if form in architecture.formats else "no" for form in FORMATS)
         lines.append(f"| {architecture.title} | `{architecture.name}` | {cells} |")
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ Weights are safetensors, in one file or in shards. Pickle is refused: opening on
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ __all__ = [
     "Checkpoint",
     "TensorInfo",
     "check_path",
+    "find_tensors",
+    "licence_in_card",
     "named_templates",
     "open_checkpoint",
     "read_json",
@@ -264,7 +266,7 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
     config = read_json(folder / "config.json")
     architecture = find_architecture(config, folder.name)
     model = read_model_config(config, architecture, folder.name)
-    found = _find_tensors(folder)
+    found = find_tensors(folder)
     tensors = {name: info for name, info in found.items() if not name.endswith("rotary_emb.inv_freq")}
     check_tensors({name: info.shape for name, info in tensors.items()}, architecture, model)
     names = tuple(name for name in _TOKENIZER_FILES if (folder / name).is_file())
@@ -283,7 +285,7 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
         tensors=tensors,
         tokenizer_files=names,
         chat_template=read_template(folder),
-        licence=licence or note.licence or _licence_in_card(folder / "README.md"),
+        licence=licence or note.licence or licence_in_card(folder / "README.md"),
         source_quantised=note.source_quantised,
     )
 
@@ -312,14 +314,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return files.read_json(path, dict[str, Any], _MAX_JSON_BYTES)
 
 
-def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
+def find_tensors(folder: Path, unused: Collection[str] = ()) -> dict[str, TensorInfo]:
+    """Locate the tensors of a checkpoint folder, but for those of the names in `unused`, which may have any type.
+
+    Raises:
+        ModelFileError: files are missing, damaged or pickle, or a tensor is no float.
+    """
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise ModelFileError(f"{folder / INDEX} has no weight_map.", "Download it again.")
-        return _read_shards(folder, weight_map)
+        return _read_shards(folder, {name: file for name, file in weight_map.items() if name not in unused}, unused)
     if (folder / SINGLE).is_file():
-        return _read_shard(folder / SINGLE)
+        return _read_shard(folder / SINGLE, unused)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise ModelFileError(
@@ -329,7 +336,7 @@ def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
     raise ModelFileError(f"{folder} holds no weights: neither {SINGLE} nor {INDEX} is there.", "Download it again.")
 
 
-def _read_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, TensorInfo]:
+def _read_shards(folder: Path, weight_map: dict[str, str], unused: Collection[str]) -> dict[str, TensorInfo]:
     names = sorted(set(weight_map.values()))
     strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     if strange:
@@ -340,14 +347,14 @@ def _read_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, TensorIn
             f"{folder} is incomplete: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
             "Download the missing files into that folder.",
         )
-    shards = {name: _read_shard(folder / name) for name in names}
+    shards = {name: _read_shard(folder / name, unused) for name in names}
     for tensor, name in weight_map.items():
         if tensor not in shards[name]:
             raise ModelFileError(f"{name} does not hold {tensor}, which {INDEX} says it does.", f"Download {name} again.")
     return {tensor: shards[name][tensor] for tensor, name in weight_map.items()}
 
 
-def _read_shard(path: Path) -> dict[str, TensorInfo]:
+def _read_shard(path: Path, unused: Collection[str]) -> dict[str, TensorInfo]:
     """Locate the tensors of a safetensors file. The library checks its header; only the offsets are read here."""
     from safetensors import SafetensorError, safe_open
 
@@ -362,7 +369,7 @@ def _read_shard(path: Path) -> dict[str, TensorInfo]:
         raise ModelFileError(f"{path.name} is damaged or truncated: {why}.", f"Download {path.name} again.") from error
     tensors = {}
     for name, entry in header.items():
-        if name == "__metadata__":
+        if name == "__metadata__" or name in unused:
             continue
         if entry["dtype"] not in _ITEM_BYTES:
             raise ModelFileError(
@@ -396,7 +403,7 @@ def named_templates(folder: Path) -> dict[str, Any]:
     return {str(entry.get("name")): entry.get("template") for entry in entries if isinstance(entry, dict)}
 
 
-def _licence_in_card(card: Path) -> str | None:
+def licence_in_card(card: Path) -> str | None:
     """Return the licence in the front matter of a model card, or None."""
     if not card.is_file():
         return None

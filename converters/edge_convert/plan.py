@@ -11,7 +11,9 @@ from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf import read_header
 from edge.hashes import file_sha256, file_stamp
 from edge.units import one_line, reason, short_name
-from edge_convert.checkpoint import named_templates, open_checkpoint
+from edge_convert.checkpoint import named_templates, open_checkpoint, read_json
+from edge_convert.encoder.config import is_encoder
+from edge_convert.encoder.steps import encoder_plan
 from edge_convert.evaluate.logits import is_slow
 from edge_convert.evaluate.passages import find_template
 from edge_convert.evaluate.steps import card_step
@@ -48,6 +50,12 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
         ModelFileError: the source is damaged, incomplete or of an unknown architecture, or cannot become a format.
     """
     _check_out(out)
+    if (
+        source.kind == "checkpoint"
+        and (source.path / "config.json").is_file()
+        and is_encoder(read_json(source.path / "config.json"))
+    ):
+        return encoder_plan(source, out, request)
     facts = read_facts(source)
     missing = [form for form in request.formats if form not in facts.architecture.formats]
     if missing:

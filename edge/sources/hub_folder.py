@@ -42,8 +42,11 @@ _BESIDE = (
 )  # fmt: skip
 _CHECKPOINT = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template*", "README.md", "model*.safetensors", "model.safetensors.index.json",
+    "merges.txt", "chat_template*", "README.md", "model*.safetensors", "model.safetensors.index.json", "modules.json",
+    "sentence_bert_config.json", "1_Pooling/config.json",
 )  # fmt: skip
+_POOLING = "1_Pooling/config.json"
+"""The one file below a folder that is wanted: how a model for embeddings pools."""
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 _PROGRAM, _WEIGHTS = "Data/*/*.mlmodel", "Data/*/weights/*.bin"
 
@@ -234,7 +237,9 @@ def _top_level(patterns: Sequence[str]) -> Callable[[Names, str, Path], Files]:
     def find(names: Names, folder: str, staging: Path) -> Files:
         wanted = [name for name in names if fits(name, patterns)]
         # Records lie beside the folders that they describe: no file from outside may look like one.
-        return {name: name for name in sorted(wanted) if "/" not in name and not name.endswith(".edge.json")}
+        return {
+            name: name for name in sorted(wanted) if ("/" not in name or name == _POOLING) and not name.endswith(".edge.json")
+        }
 
     return find
 

@@ -55,6 +55,23 @@ def test_a_checkpoint_of_several_shards(hub: Hub, base: Repo, settings: Settings
     assert not (settings.paths.models_dir / "checkpoints").exists()
 
 
+def test_a_model_for_embeddings_brings_how_it_pools(hub: Hub, settings: Settings) -> None:
+    beside = {"modules.json": b"[]", "sentence_bert_config.json": b"{}", "1_Pooling/config.json": b"{}"}
+    hub.repos["acme/base"] = Repo(
+        {
+            "config.json": b"{}",
+            "model.safetensors": b"x",
+            "2_Dense/config.json": b"{}",
+            "onnx/1_Pooling/config.json": b"x",
+            **beside,
+        }
+    )
+    found = pull_checkpoint(REFERENCE, settings=settings)
+    assert found is not None
+    made = {path.relative_to(found.path).as_posix() for path in found.path.rglob("*") if path.is_file()}
+    assert made == {"config.json", "model.safetensors", *beside}
+
+
 def test_an_interrupted_checkpoint_goes_on_and_is_nowhere_before(hub: Hub, base: Repo, settings: Settings) -> None:
     def stop(progress: DownloadProgress) -> None:
         if progress.done_bytes > 450_000:
