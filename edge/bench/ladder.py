@@ -271,7 +271,8 @@ class _Climb:
                     if work.n_items and not is_late:
                         scored = program.ask(Score(prompts=items(work.n_items), labels=LABELS))
                     if work.n_logits:
-                        program.ask(Compute(text=document(), n_tokens=work.n_logits, out=os.fsencode(quality)))
+                        text, prefills = document(), setup.prefill_with is not None
+                        program.ask(Compute(text=text, n_tokens=work.n_logits, out=os.fsencode(quality), prefills=prefills))
         first = self.rungs[0] if self.rungs else None
         kl, top1 = _compare(self._quality_file(1), quality) if work.n_logits else (None, None)
         if self.n_run > 1:
@@ -340,12 +341,15 @@ def _slower(rung: Rung, best: Rung | None, below: Rung) -> str:
 def _compare(reference: Path, ours: Path) -> tuple[float, float]:
     """Return the mean divergence of next-token distributions from the reference, in nats, and how often the likeliest agree.
 
+    Where ours has fewer rows, it is compared with the last ones of the reference.
+
     Raises:
         BackendError: one of them is not made of finite numbers.
     """
     import numpy as np
 
     theirs, mine = np.load(reference, mmap_mode="r"), np.load(ours, mmap_mode="r")
+    theirs = theirs[len(theirs) - len(mine) :]
     kl = [float((np.exp(p.astype(np.float64)) * (p.astype(np.float64) - q)).sum()) for p, q in zip(theirs, mine, strict=True)]
     top1 = [int(p.argmax() == q.argmax()) for p, q in zip(theirs, mine, strict=True)]
     mean = statistics.fmean(kl)

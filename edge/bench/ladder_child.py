@@ -77,11 +77,16 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Compute(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Write the logarithms of the next-token distributions of a text to a .npy file, float32 [n_tokens, n_vocab]."""
+    """Write the logarithms of the next-token distributions of a text to a .npy file, float32 [n_tokens, n_vocab].
+
+    Attributes:
+        prefills: prefill the first half, which has no rows then, and decode the rest.
+    """
 
     text: str
     n_tokens: int
     out: bytes
+    prefills: bool = False
 
 
 class Unpack(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -218,6 +223,7 @@ def _settings(setup: Setup, folder: Path, n_ctx: int) -> Any:
         "kv_type_v": setup.kv_type,
         "kv.enabled": setup.disk,
         "engine.adapt_threads": False,
+        "engine.prefill_with": setup.prefill_with or "off",
         "engine.speculate": setup.speculates or setup.draft is not None,
         "engine.draft": os.fsdecode(setup.draft) if setup.draft is not None else None,
         "system": "none",
@@ -268,6 +274,9 @@ def _check(plan: Plan, setup: Setup) -> None:
     """Check that the model was loaded as the rung says, as far as its engine has these settings."""
     from edge.registry import ENGINES
 
+    prefiller = plan.prefill.plan.backend if plan.prefill is not None else None
+    if prefiller != setup.prefill_with:
+        raise BackendError(f"{prefiller or plan.backend} prefills after loading, not {setup.prefill_with}.", "See: edge doctor")
     values = {
         "threads": (plan.n_threads, setup.threads),
         "threads_batch": (plan.n_threads_batch, setup.threads_batch),
@@ -332,7 +341,9 @@ def _compute(backend: Backend, request: Compute) -> None:
     from edge.bench.divergence import log_softmax, text_logits
 
     tokens = backend.tokenizer.tokenize(request.text)[: request.n_tokens + 1]
-    np.save(os.fsdecode(request.out), log_softmax(text_logits(backend, tokens[:-1])).astype(np.float32))
+    # Where another engine prefills, half of the text is its own; what follows is compared.
+    n_prompt = max(1, len(tokens) // 2) if request.prefills else 1
+    np.save(os.fsdecode(request.out), log_softmax(text_logits(backend, tokens[:-1], n_prompt)).astype(np.float32))
 
 
 def serve(requests: IO[bytes], send: Callable[[bytes], None], load: Load) -> None:

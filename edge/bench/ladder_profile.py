@@ -41,13 +41,14 @@ def settings_of(ladder: Ladder, *, with_loss: bool) -> dict[str, object]:
         "backend": setup.backend,
         "kv.enabled": setup.disk,
         "chat.read_ahead": setup.read_ahead,
-        "engine.adapt_threads": False,
         "engine.speculate": setup.speculates or setup.draft is not None,
     }
     if setup.accelerator == "cpu" and not any(one.name == "threads" and one.is_taken for one in ladder.rungs):
         found["threads"] = setup.threads
     if setup.kv_type is not None:
         found |= {"kv_type_k": setup.kv_type, "kv_type_v": setup.kv_type}
+    if setup.prefill_with is not None:
+        found["engine.prefill_with"] = setup.prefill_with
     if setup.draft is not None:
         found["engine.draft"] = os.fsdecode(setup.draft)
     return found

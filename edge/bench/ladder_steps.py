@@ -116,6 +116,7 @@ def _setup(plan: Plan, artifact: Artifact, below: Setup | None = None) -> Setup:
         "threads_batch": plan.n_threads_batch,
         "n_ubatch": plan.n_ubatch,
         "flash_attention": plan.flash_attention,
+        "prefill_with": None,
     }
     if below is None:
         return Setup(**values)  # type: ignore[arg-type]
@@ -170,6 +171,17 @@ def _on_engines(models: Models, artifact: Artifact, below: Setup, *, with_below:
     return found
 
 
+def _two_engines(models: Models, below: Setup) -> list[Variant] | str:
+    return _prefilled_elsewhere(models, models.start, below) or "no second engine here runs these weights"
+
+
+def _prefilled_elsewhere(models: Models, artifact: Artifact, setup: Setup) -> list[Variant]:
+    """Return a variant for each other engine that may prefill, on the same accelerator, what this one decodes."""
+    others = [row for row in models.rows(artifact) if row.name != setup.backend and setup.accelerator in row.accelerators]
+    title = ENGINES[setup.backend].title
+    return [Variant(f"{row.title} prefills, {title} decodes", replace(setup, prefill_with=row.name)) for row in others]
+
+
 def _switch(title: str, **changes: bool) -> Callable[[Models, Setup], list[Variant] | str]:
     return lambda models, below: [Variant(title, replace(below, **changes))]
 
@@ -187,6 +199,7 @@ def _packed(models: Models, below: Setup) -> list[Variant] | str:
     for artifact in models.packed:
         kind = artifact.quantisation if artifact.format == "gguf" else artifact.kind
         tried = _on_engines(models, artifact, replace(below, draft=None), with_below=True)
+        tried += [pair for one in tried for pair in _prefilled_elsewhere(models, artifact, one.setup)]
         found += [Variant(f"{kind}, {one.title}", one.setup) for one in tried]
     return found or "no engine here runs it"
 
@@ -209,6 +222,7 @@ STEPS = (
     Step("threads", "lossless", _threads, is_about_speed=True),
     Step("attention", "lossless", _flash, is_about_speed=True),
     Step("engine", "lossless", _engine, is_about_speed=True),
+    Step("two-engines", "lossless", _two_engines, is_about_speed=True),
     Step("prefix", "lossless", _switch("prefixes are reused", reuses=True), worth=_NO_WORSE),
     Step("disk", "lossless", _switch("KV cache on the disk", disk=True), worth=_NO_WORSE),
     Step("read-ahead", "lossless", _switch("read-ahead while typing", read_ahead=True), worth=_NO_WORSE),

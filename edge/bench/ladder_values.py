@@ -30,6 +30,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         read_ahead: a message is prefilled while it is typed.
         speculates: tokens are guessed where a reply repeats its prompt, and verified together.
         draft: path of a smaller model that guesses; None without one.
+        prefill_with: engine that prefills long prompts for the one that decodes; None is that one.
     """
 
     path: bytes
@@ -46,6 +47,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     read_ahead: bool = False
     speculates: bool = False
     draft: bytes | None = None
+    prefill_with: str | None = None
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):

@@ -235,9 +235,31 @@ def test_divergence_is_that_of_the_definition(tmp_path: Path) -> None:
     kl, top1 = _compare(tmp_path / "p.npy", tmp_path / "q.npy")
     assert kl == pytest.approx((p * np.log(p / q)).sum(axis=1).mean(), rel=1e-5)
     assert top1 == 0.5
+    np.save(tmp_path / "tail.npy", np.log(q[-1:]).astype(np.float32))  # of two engines: the first half was prefilled
+    assert _compare(tmp_path / "p.npy", tmp_path / "tail.npy")[0] == pytest.approx(
+        (p * np.log(p / q)).sum(axis=1)[-1], rel=1e-5
+    )
     np.save(tmp_path / "q.npy", np.full_like(q, np.nan, dtype=np.float32))
     with pytest.raises(BackendError, match="not finite"):  # and not 0, as if nothing was lost
         _compare(tmp_path / "p.npy", tmp_path / "q.npy")
+
+
+def test_the_second_engine_is_asked_for_by_name_and_written_into_the_settings(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    pair = next(step for step in STEPS if step.name == "two-engines")
+    assert isinstance(pair.variants(models, naive_setup(models)), str)  # the fake engine is the only one
+    both = changed(models, engines=("llamacpp", "openvino"))
+    found = pair.variants(both, naive_setup(both))
+    assert [(one.title, one.setup.prefill_with) for one in found] == [("OpenVINO prefills, llama.cpp decodes", "openvino")]
+
+    def of(setup: Setup) -> tuple[list[Turn], float]:
+        return [turn(500.0 if setup.prefill_with else 1000.0, first_ms=100.0 if setup.prefill_with else 600.0)], 0.0
+
+    done = climbed(both, tmp_path, monkeypatch, of)
+    assert "two-engines" in [one.name for one in done.rungs if one.is_taken]
+    assert settings_of(done, with_loss=False)["engine.prefill_with"] == "openvino"
 
 
 def test_weights_in_floats_are_left_as_they_are(models: Models, tmp_path: Path) -> None:
