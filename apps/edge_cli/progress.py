@@ -75,18 +75,7 @@ class PullProgress(_Progress):
         output.note(text + of)
 
     def _open(self) -> tuple[Any, Any]:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        bar = _bar("bar", "bytes", "speed", "left")
         return bar, bar.add_task("", total=None, visible=False)
 
 
@@ -125,22 +114,7 @@ class ConvertProgress(_Progress):
             output.note(f"  {progress.share:4.0%}  {output.plain(progress.detail)}")
 
     def _open(self) -> tuple[Any, Any]:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-        from rich.table import Column
-
-        # The detail takes the remaining room, and is truncated first.
-        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=16),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
-            TextColumn("{task.fields[detail]}", markup=False, table_column=rest),
-            expand=True,
-            console=Console(stderr=True),
-            transient=True,
-        )
+        bar = _bar("short bar", "share", "{left}", rest="{detail}")
         return bar, bar.add_task("", total=1.0, left="", detail="")
 
 
@@ -153,18 +127,7 @@ class TokenProgress(_Progress):
             self._bar.update(self._task, completed=done, total=total, visible=True)
 
     def _open(self) -> tuple[Any, Any]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("tokens"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        bar = _bar("bar", "count", "tokens", "left")
         return bar, bar.add_task("Processing the prompt", total=None, visible=False)
 
 
@@ -193,17 +156,7 @@ class CountProgress(_Progress):
             output.note(f"{self._done:,} of {self._total:,} {self._what}, {_clock(left_s)} left")
 
     def _open(self) -> tuple[Any, Any]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        bar = _bar("bar", "count", "left")
         return bar, bar.add_task(self._what, total=self._total, completed=self._done)
 
 
@@ -231,22 +184,38 @@ class DocumentProgress(_Progress):
             output.note(f"{text}: {progress.done:,} of {progress.total:,}")
 
     def _open(self) -> tuple[Any, Any]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
-
-        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[name]}", markup=False, table_column=rest),
-            expand=True,
-            console=Console(stderr=True),
-            transient=True,
-        )
+        bar = _bar("short bar", "count", "left", rest="{name}")
         return bar, bar.add_task("", total=None, visible=False, name="")
+
+
+def _bar(*columns: str, rest: str = "") -> Any:
+    """Return a rich.progress.Progress, without a task.
+
+    Args:
+        columns: what follows the description of a task: a kind of column, a "{field}" of the task, or a word.
+        rest: the field that takes the remaining room, and is truncated first.
+    """
+    from rich import progress
+    from rich.console import Console
+    from rich.table import Column
+
+    kinds = {
+        "bar": progress.BarColumn(),
+        "short bar": progress.BarColumn(bar_width=16),
+        "bytes": progress.DownloadColumn(),
+        "count": progress.MofNCompleteColumn(),
+        "left": progress.TimeRemainingColumn(),
+        "share": progress.TaskProgressColumn(),
+        "speed": progress.TransferSpeedColumn(),
+    }
+
+    def text(shown: str, column: Column | None = None) -> progress.TextColumn:
+        return progress.TextColumn(shown.replace("{", "{task.fields[").replace("}", "]}"), markup=False, table_column=column)
+
+    made = [progress.TextColumn("{task.description}", markup=False), *(kinds.get(name) or text(name) for name in columns)]
+    if rest:
+        made.append(text(rest, Column(ratio=1, no_wrap=True, overflow="ellipsis")))
+    return progress.Progress(*made, expand=bool(rest), console=Console(stderr=True), transient=True)
 
 
 def _clock(seconds: float) -> str:
