@@ -30,13 +30,14 @@ collect_ignore = ["vendored"]  # they run in a pytest of their own
 _home_numbers = itertools.count()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only `make prove` runs."""
-    if IS_WHOLE:
-        return
-    left_out = set(left_to_prove(items))
+    """Leave out what only `make prove` runs, and begin with what is slow: a worker that begins it last is waited for."""
+    left_out = set() if IS_WHOLE else set(left_to_prove(items))
     config.hook.pytest_deselected(items=list(left_out))
-    items[:] = [item for item in items if item not in left_out]
+    items[:] = sorted(
+        (item for item in items if item not in left_out), key=lambda item: item.get_closest_marker("slow") is None
+    )
 
 
 def pytest_collection_finish() -> None:

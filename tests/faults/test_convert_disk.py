@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).with_name("convert_disk.py")
 WHOLE = pytest.mark.prove(whole_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs in a namespace of its own, which only Linux has")
 @pytest.mark.parametrize(
     ("form", "room", "kept", "made"),

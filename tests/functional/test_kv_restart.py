@@ -14,7 +14,7 @@ from edge.config import load_settings
 from edge.reply import Reply
 from tests.prove import proof_size
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 GREEDY = edge.Sampling(temperature=0, max_tokens=16)
 # 17 tokens a day: SmolLM2 needs a few whole blocks of 128 tokens, Gemma more than its window of 512.
 N_DAYS = proof_size(18, 35)

@@ -21,6 +21,7 @@ ENTRY = "edge_cli.ladder_child:main"
 WORK = Work(name="tiny", n_turns=2, n_sessions=2, n_words=40, n_reply=6, n_questions=0, n_items=2, n_logits=24)
 
 
+@pytest.mark.slow
 def test_the_ladder_of_the_real_model(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = open_artifact(model_path)
     with pytest.raises(ModelTooLargeError, match=r"In 16 bits .* takes 269.* of the memory are free"):

@@ -23,7 +23,7 @@ from edge_voice.stages import RATE
 from tests.human_speech import Recording, human_set, why_no_speech, word_errors
 from tests.virtual_sound import VirtualSound
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 EDGE = str(Path(sys.executable).with_name("edge"))
 
 

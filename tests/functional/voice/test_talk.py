@@ -20,7 +20,7 @@ from edge_voice.talk import Talk
 from tests.human_speech import human_set, why_no_speech, word_errors
 from tests.virtual_sound import VirtualSound
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LONG = "The river runs through the old town. There are three bridges. People walk along the water in the evening. " * 3
 

@@ -178,7 +178,7 @@ def test_two_processes_do_not_write_one_file(call: Any, app: Any, tmp_path: Path
 
 @pytest.mark.model
 def test_after_kill_9_the_answers_are_those_of_single_runs(model_path: Path, tmp_path: Path) -> None:
-    question = "Here is a list of harbours, with notes on each of them and on the ships that call there. " * 8
+    question = "Here is a list of harbours, with notes on each of them and on the ships that call there. " * 3
     requests = [ask(str(n), f"{question} What is number {n}?", max_tokens=12, temperature=0) for n in range(6)]
     file, out = write(tmp_path / "in.jsonl", *requests), tmp_path / "out.jsonl"
     command = [sys.executable, "-c", MAIN, "batch", str(file), "--out", str(out), "-m", str(model_path), "--threads", "1"]

@@ -20,6 +20,7 @@ N_LAYERS = proof_size(1, 3)
 
 
 @pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.prove
 def test_the_blocks_of_the_gguf_give_the_logits_of_its_weights(model_path: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
