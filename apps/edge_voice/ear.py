@@ -28,7 +28,8 @@ _AFTER_S = 0.1  # of the pause goes to the recogniser, which cuts off last sound
 _PARTIAL_S = 0.4  # at least between two partial transcripts
 _PARTIAL_LOAD = 3.0  # of the time of one passes before the next, so that the language model gets on
 _GUESS_S = 0.09  # of silence, after which the transcript is made that becomes the message if nothing follows
-_JUDGED_S = 0.08  # before a pause has been long enough, the endpoint model is asked, so that its answer is there by then
+_JUDGED_S = 0.1  # before a pause has been long enough, the endpoint model is asked, so that its answer is there by then
+_AGAIN_S = 0.128  # after it has said no, it is asked again: a whole pause more is what a speaker would have to wait for
 _COMPLETE = 0.5  # probability from which on the speaker has finished
 _LEAST_VOICED_S = 0.2  # less speech than that is a noise
 _TAIL_S = 8.0  # of an utterance that the endpoint model gets
@@ -218,7 +219,7 @@ class Ear:
             self._judged = self._endpoint.probability(np.concatenate(self._tail))
         if self._judged is not None and until_s <= 0:
             likely, self._judged = self._judged, None
-            self._next_ask_s = silent_s + self._pause_s
+            self._next_ask_s = silent_s + _AGAIN_S
             if likely >= _COMPLETE:
                 self._end("model", end_s - silent_s)
 

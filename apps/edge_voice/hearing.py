@@ -16,26 +16,31 @@ from edge_voice.streams import EventStream
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge_voice.events import VoiceEvent
+    from edge_voice.models import OnFetch
     from edge_voice.stages import Microphone, Samples, Speaker
 
 __all__ = ["Hearing", "hear", "models_for_hearing", "open_hearing"]
 
 
-def hear(settings: Settings | None = None) -> Hearing:
-    """Open the microphone and listen until the result is closed.
+def hear(settings: Settings | None = None, *, on_fetch: OnFetch | None = None) -> Hearing:
+    """Open the microphone and listen until the result is closed. Models that are missing are fetched.
 
     Args:
         settings: stages, language and microphone; None loads those of the user.
+        on_fetch: called with the progress of a download; see `edge_voice.models.OnFetch`.
 
     Raises:
         UsageError: there is no such stage, or none for the language.
         BackendUnavailableError: a package of the extra "voice" is missing.
-        ModelNotFoundError: a model is not here.
+        ModelNotFoundError: a model is not here, and edge is offline.
+        DownloadError, ChecksumError, StorageError: one could not be fetched.
         SoundError: there is no microphone, or it cannot be used.
     """
     from edge.config import load_settings
+    from edge_voice.models import fetch_models
 
     settings = settings or load_settings()
+    fetch_models(models_for_hearing(settings), settings, on_fetch)
     return Hearing(open_hearing(settings), settings)
 
 

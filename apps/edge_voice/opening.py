@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["choose_echo", "choose_recogniser", "open_stages"]
 
 
-def open_stages(settings: Settings, *, on_measure: Callable[[int, int], None] | None = None) -> Stages:
+def open_stages(
+    settings: Settings, *, on_measure: Callable[[int, int], None] | None = None, notices: tuple[str, ...] = ()
+) -> Stages:
     """Open all stages of a line but the devices, which are opened when they are needed.
 
     Args:
         settings: that name them.
+        notices: what the user should know besides; see `edge_voice.models.fetch_models`.
         on_measure: see `edge_voice.tts.choice.measure_kokoro`; the voice may be chosen by a measurement.
 
     Raises:
@@ -34,7 +37,7 @@ def open_stages(settings: Settings, *, on_measure: Callable[[int, int], None] | 
         ModelNotFoundError: a model is not here.
     """
     voice = settings.voice
-    echo, notices = choose_echo(settings)
+    echo, about_echo = choose_echo(settings)
     return Stages(
         vad=open_stage("vad", voice.vad, settings),
         endpoint=open_stage("endpoint", voice.endpoint, settings),
@@ -46,7 +49,7 @@ def open_stages(settings: Settings, *, on_measure: Callable[[int, int], None] | 
         splitter=Sentences,
         wording=spoken,
         wake=open_stage("wake", voice.wake_word, settings) if voice.wake_word else None,
-        notices=notices,
+        notices=(*notices, *about_echo),
     )
 
 

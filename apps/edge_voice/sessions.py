@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["OnnxModel"]
+__all__ = ["OnnxModel", "release_memory"]
 
 
 class OnnxModel:
@@ -47,6 +50,7 @@ class OnnxModel:
         except Exception as error:
             hint = "Remove the model and pull it again: edge models rm, edge models pull."
             raise ModelFileError(f"{file.name} cannot be opened as an ONNX model: {error}", hint) from error
+        release_memory()  # opening a model takes the size of its file again, which malloc would keep
         self._run_options: Any = None
         self._new_run_options = ort.RunOptions
         self._releases = releases
@@ -74,9 +78,19 @@ class OnnxModel:
             raise
         finally:
             self._run_options = None
+            if self._releases:
+                release_memory()
 
     def cancel(self) -> None:
         """End a run of another thread soon. Does nothing if none runs."""
         options = self._run_options
         if options is not None:
             options.terminate = True
+
+
+def release_memory() -> None:
+    """Return memory that was freed to the system, which glibc does by itself only for large pieces. Takes some milliseconds."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim, and needs none
+        ctypes.CDLL(None).malloc_trim(0)

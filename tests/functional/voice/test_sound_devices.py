@@ -30,9 +30,20 @@ def pitch(sound: Samples) -> float:
 def hear(microphone: PortAudioMicrophone, seconds: float) -> Samples:
     blocks = []
     for _ in range(int(seconds * RATE / BLOCK)):
-        block = microphone.read(2)
+        block = microphone.read(20)
         assert block is not None
         blocks.append(block.samples)
+    return np.concatenate(blocks)
+
+
+def hear_tone(microphone: PortAudioMicrophone, seconds: float) -> Samples:
+    """Return so much of a tone, whenever it begins: the program that plays it may take a while to start."""
+    blocks: list[Samples] = []
+    while len(blocks) < int(seconds * RATE / BLOCK):
+        block = microphone.read(20)
+        assert block is not None
+        if np.abs(block.samples).max() > 0.05:
+            blocks.append(block.samples)
     return np.concatenate(blocks)
 
 
@@ -56,22 +67,19 @@ def test_stereo_at_another_rate_arrives_as_one_channel_at_16_khz(virtual_sound: 
         assert microphone.device_rate != RATE
         assert microphone.channels == 2
         player = virtual_sound.play(np.stack([tone(600, rate, 1.5), tone(600, rate, 1.5)], axis=1), rate)
-        heard = hear(microphone, 2.0)
+        heard = hear_tone(microphone, 1.2)
         player.join()
     finally:
         microphone.close()
-    loud = heard[np.abs(heard) > 0.05]
-    assert len(loud) > RATE
     assert abs(pitch(heard) - 600) < 2
-    assert 0.35 < np.abs(heard).max() < 0.45
-    assert microphone.n_overflows < RATE // 10  # a machine that is busy with other tests may lose some
+    assert 0.38 < np.abs(heard).max() < 0.42
 
 
 def test_blocks_are_20_ms_each_in_step_with_the_clock(virtual_sound: VirtualSound) -> None:
     microphone = PortAudioMicrophone()
     try:
         began = time.monotonic()
-        blocks = [block for _ in range(60) if (block := microphone.read(2)) is not None]
+        blocks = [block for _ in range(60) if (block := microphone.read(20)) is not None]
         now = time.monotonic()
     finally:
         microphone.close()
@@ -130,15 +138,15 @@ def test_a_microphone_that_is_unplugged_is_an_error_and_opens_again_when_it_is_b
     hear(microphone, 0.3)
     virtual_sound.unplug("mic")
     with pytest.raises(SoundError, match="microphone is gone"):
-        for _ in range(500):
+        while True:  # the limit of the test ends it
             microphone.read(0.1)
     with pytest.raises(SoundError, match="The microphone microphone"):
         PortAudioMicrophone("microphone")
     virtual_sound.plug_in("mic")
     again = PortAudioMicrophone("microphone")
     try:
-        player = virtual_sound.play(tone(600, RATE, 1.0), RATE)
-        assert abs(pitch(hear(again, 1.0)) - 600) < 3
+        player = virtual_sound.play(tone(600, RATE, 1.5), RATE)
+        assert abs(pitch(hear_tone(again, 1.0)) - 600) < 3
         player.join()
     finally:
         again.close()
@@ -151,9 +159,8 @@ def test_a_loudspeaker_that_is_unplugged_is_an_error_and_the_microphone_goes_on(
         hear(microphone, 0.3)
         virtual_sound.unplug("speaker")
         with pytest.raises(SoundError, match="loudspeaker is gone"):
-            for _ in range(500):
+            while speaker.waiting_s >= 0:  # the limit of the test ends it
                 time.sleep(0.01)
-                assert speaker.waiting_s >= 0
         hear(microphone, 0.3)
         virtual_sound.plug_in("speaker")
         speaker = PortAudioSpeaker("loudspeaker")

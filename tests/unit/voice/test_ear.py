@@ -110,6 +110,15 @@ def test_an_answer_about_an_earlier_pause_does_not_count() -> None:
     assert heard.endpoint.n_asked >= 2 and not heard.of(Endpoint)
 
 
+def test_a_model_that_said_no_is_asked_again_before_another_whole_pause() -> None:
+    heard = Heard(pause_ms=600, endpoint=0.0)
+    heard.hear("I would like some tea", 0.65)
+    assert heard.endpoint.n_asked >= 1 and not heard.of(Endpoint)
+    heard.endpoint.answer = 1.0
+    heard.hear_sound(np.zeros(16_000, np.float32), 0.0)
+    assert 0.6 < heard.of(Endpoint)[0].delay_s < 0.9
+
+
 def test_silence_ends_an_utterance_whatever_the_model_says() -> None:
     heard = Heard(endpoint=0.0, longest_pause_ms=800)
     heard.hear("hello there", 2.0)

