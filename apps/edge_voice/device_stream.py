@@ -11,10 +11,11 @@ from typing import Any
 from edge.errors import SoundError
 from edge_voice.devices import Device, Direction, find_device, load_portaudio, quiet, rescan, sound_error
 
-__all__ = ["GONE_S", "LATENCY_S", "Clock", "DeviceStream"]
+__all__ = ["GONE_S", "INPUT_LATENCY_S", "LATENCY_S", "Clock", "DeviceStream"]
 
 _COMMON_RATES = (48_000, 44_100, 32_000, 16_000)
-LATENCY_S = 0.04  # of PortAudio's buffers; PulseAudio delivers nothing at 9 ms
+LATENCY_S = 0.04  # of the loudspeaker's buffers in PortAudio: less crackles where the processor is busy
+INPUT_LATENCY_S = 0.025  # of the microphone's, behind which a ring of seconds waits; PulseAudio delivers nothing at 9 ms
 _FIRST_S = 5.0  # a device that does not call back for so long at first does not work; Bluetooth needs a second or two
 GONE_S = 1.0  # likewise, later
 _SMOOTHING = 0.02  # of the clock that gives samples their time
@@ -101,7 +102,7 @@ class DeviceStream:
                     channels=channels,
                     device=device.index,
                     dtype="float32",
-                    latency=LATENCY_S,
+                    latency=INPUT_LATENCY_S if self._direction == "input" else LATENCY_S,
                     callback=prepare(self, channels, rate),
                     finished_callback=on_end,
                 )

@@ -45,7 +45,7 @@ class SmartTurn:
     """
 
     def __init__(self, file: Path) -> None:
-        self._model = OnnxModel(file)
+        self._model = OnnxModel(file, releases=True)  # 17 MB otherwise
 
     def probability(self, speech: Samples) -> float:
         """Return how likely the speaker has finished, 0 to 1.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge_voice.events import VoiceEvent
     from edge_voice.models import OnFetch
-    from edge_voice.stages import Microphone, Samples, Speaker
+    from edge_voice.stages import Microphone, Speaker
 
 __all__ = ["Hearing", "hear", "models_for_hearing", "open_hearing"]
 
@@ -60,7 +60,7 @@ def open_hearing(settings: Settings) -> Stages:
         vad=vad,
         endpoint=endpoint,
         recogniser=recogniser,
-        voice=_Mute(),
+        voice=None,
         echo=open_stage("echo", "headphones", settings),
         open_microphone=open_microphone,
         open_speaker=_no_speaker,
@@ -122,19 +122,6 @@ class Hearing:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-class _Mute:
-    """A voice that says nothing."""
-
-    name, rate = "none", 16_000
-    languages: tuple[str, ...] = ()
-
-    def speak(self, text: str) -> Iterator[Samples]:
-        return iter(())
-
-    def cancel(self) -> None:
-        pass
 
 
 class _NoPieces:

@@ -57,6 +57,7 @@ class Stages:
     """The stages of a line, opened. `close` ends all that hold something.
 
     Attributes:
+        voice: None where replies are only read.
         open_microphone, open_speaker: open a device, and again when it was lost.
         splitter: makes what splits a reply into pieces to speak.
         wording: says such a piece in words.
@@ -67,7 +68,7 @@ class Stages:
     vad: Vad
     endpoint: EndpointModel
     recogniser: Recogniser
-    voice: Voice
+    voice: Voice | None
     echo: EchoCanceller
     open_microphone: Callable[[], Microphone]
     open_speaker: Callable[[], Speaker]

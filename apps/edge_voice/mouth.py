@@ -24,7 +24,7 @@ class Mouth:
     """Speaks one reply at a time. All methods may be called by any thread.
 
     Args:
-        voice: makes the sound; used by one thread, but for its `cancel`.
+        voice: makes the sound; used by one thread, but for its `cancel`. None leaves every reply to be read.
         open_speaker: opens the loudspeaker when it is first needed, and again when it was lost.
         splitter: makes what splits a reply into pieces.
         wording: says a piece in words.
@@ -38,7 +38,7 @@ class Mouth:
 
     def __init__(
         self,
-        voice: Voice,
+        voice: Voice | None,
         open_speaker: Callable[[], Speaker],
         splitter: Callable[[], Splitter],
         wording: Wording,
@@ -89,6 +89,7 @@ class Mouth:
         with self._changed:
             self.first_sound_s = None
             self._script, self._pieces = Script(), self._splitter()
+            self._script.is_mute = self._voice is None
 
     def add(self, text: str) -> None:
         """Speak more of the reply. Does nothing after `stop`."""
@@ -115,7 +116,8 @@ class Mouth:
         """Fall silent at once, drop the rest of the reply, and return what was heard of it, in whole words."""
         with self._changed:
             script, self._script = self._script, None
-            self._voice.cancel()
+            if self._voice is not None:
+                self._voice.cancel()
             speaker = self._speaker
             if script is None:
                 return ""
@@ -154,11 +156,12 @@ class Mouth:
 
     def _say_next(self, script: Script) -> None:
         """Make the sound of the next piece, and queue it."""
-        line = script.next()
+        line, voice = script.next(), self._voice
         try:
-            for sound in self._voice.speak(line.spoken) if line.spoken and not script.is_mute else ():
-                if not self._play(script, sound):
-                    break
+            if voice is not None and line.spoken and not script.is_mute:
+                for sound in voice.speak(line.spoken):
+                    if not self._play(script, sound, voice.rate):
+                        break
         except CancelledError:
             pass  # stopped: nothing of it is played any more
         except SoundError as error:
@@ -173,7 +176,7 @@ class Mouth:
             script.finish(line)
             self._changed.notify_all()
 
-    def _play(self, script: Script, sound: Samples) -> bool:
+    def _play(self, script: Script, sound: Samples, rate: int) -> bool:
         """Queue sound once there is room, and return False if the reply was stopped."""
         while self._script is script and not self._is_closed:
             speaker = self._speaker or self._open()
@@ -183,8 +186,8 @@ class Mouth:
                         return False
                     if self.first_sound_s is None:
                         self.first_sound_s = self._clock()
-                    speaker.play(sound, self._voice.rate)
-                    script.add_sound(len(sound) / self._voice.rate)
+                    speaker.play(sound, rate)
+                    script.add_sound(len(sound) / rate)
                 return True
             with self._changed:
                 self._changed.wait(_POLL_S)

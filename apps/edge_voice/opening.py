@@ -38,25 +38,29 @@ def open_stages(
     """
     voice = settings.voice
     echo, about_echo = choose_echo(settings)
+    spoken_by, about_voice = _open_voice(settings, on_measure)
     return Stages(
         vad=open_stage("vad", voice.vad, settings),
         endpoint=open_stage("endpoint", voice.endpoint, settings),
         recogniser=open_stage("recogniser", choose_recogniser(settings), settings),
-        voice=_open_voice(settings, on_measure),
+        voice=spoken_by,
         echo=open_stage("echo", echo, settings),
         open_microphone=partial(open_stage, "microphone", voice.microphone, settings),
         open_speaker=partial(open_stage, "speaker", voice.speaker, settings),
         splitter=Sentences,
         wording=spoken,
         wake=open_stage("wake", voice.wake_word, settings) if voice.wake_word else None,
-        notices=(*notices, *about_echo),
+        notices=(*notices, *about_echo, *about_voice),
     )
 
 
-def _open_voice(settings: Settings, on_measure: Callable[[int, int], None] | None) -> Voice:
-    from edge_voice.tts.choice import open_voice
+def _open_voice(settings: Settings, on_measure: Callable[[int, int], None] | None) -> tuple[Voice | None, tuple[str, ...]]:
+    """Return the voice, and what the user should know about it; None where no voice speaks the language."""
+    from edge_voice.tts.choice import knows_language, open_voice
 
-    return open_voice(settings, on_measure=on_measure)
+    if settings.voice.voice is None and not knows_language(settings):
+        return None, (f"No voice here speaks the language {settings.voice.language!r}, so replies are not spoken.",)
+    return open_voice(settings, on_measure=on_measure), ()
 
 
 def choose_recogniser(settings: Settings) -> str:

@@ -59,7 +59,7 @@ class Moonshine:
 
     def __init__(self, folder: Path, *, threads: int = 1) -> None:
         self._vocabulary = Vocabulary(folder / "tokenizer.bin")
-        self._encoder = OnnxModel(folder / "encoder_model.ort", threads=threads)
+        self._encoder = OnnxModel(folder / "encoder_model.ort", threads=threads, releases=True)
         self._decoder = OnnxModel(folder / "decoder_model_merged.ort", threads=threads)
         self._caches = [name for name in self._decoder.inputs if name.startswith("past_key_values.")]
         if not self._caches or len(self._decoder.outputs) != len(self._caches) + 1:

