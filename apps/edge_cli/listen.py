@@ -95,7 +95,8 @@ def listen(
     settings = settings_from(app, options, flags)
     if file is not None:
         return _transcribe(file, settings, once=once, as_json=as_json)
-    from edge_voice.hearing import hear, models_for_hearing
+    from edge_voice.hearing import hear
+    from edge_voice.models import models_for_hearing
 
     fetch_voice(models_for_hearing(settings), settings)
     with hear(settings) as hearing:

@@ -43,8 +43,7 @@ def check_packages() -> Iterator[Check]:
 
 def check_models(settings: Settings) -> Iterator[Check]:
     """Check that the models are here, and can be opened."""
-    from edge_voice.hearing import models_for_hearing
-    from edge_voice.models import models_for_talk
+    from edge_voice.models import models_for_hearing, models_for_talk
     from edge_voice.transcripts import open_for
     from edge_voice.tts.choice import find_voices
 

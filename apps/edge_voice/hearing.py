@@ -10,7 +10,7 @@ import msgspec
 
 from edge_voice.line import Line, Stages
 from edge_voice.opening import choose_recogniser
-from edge_voice.registry import find_stage, open_stage
+from edge_voice.registry import open_stage
 from edge_voice.streams import EventStream
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge_voice.models import OnFetch
     from edge_voice.stages import Microphone, Speaker
 
-__all__ = ["Hearing", "hear", "models_for_hearing", "open_hearing"]
+__all__ = ["Hearing", "hear", "open_hearing"]
 
 
 def hear(settings: Settings | None = None, *, on_fetch: OnFetch | None = None) -> Hearing:
@@ -37,7 +37,7 @@ def hear(settings: Settings | None = None, *, on_fetch: OnFetch | None = None) -
         SoundError: there is no microphone, or it cannot be used.
     """
     from edge.config import load_settings
-    from edge_voice.models import fetch_models
+    from edge_voice.models import fetch_models, models_for_hearing
 
     settings = settings or load_settings()
     fetch_models(models_for_hearing(settings), settings, on_fetch)
@@ -67,21 +67,6 @@ def open_hearing(settings: Settings) -> Stages:
         splitter=_NoPieces,
         wording=_no_words,
     )
-
-
-def models_for_hearing(settings: Settings) -> list[str]:
-    """Return the models of the catalogue that `hear` needs.
-
-    Raises:
-        UsageError: as `hear`.
-    """
-    voice = settings.voice
-    rows = (
-        find_stage("vad", voice.vad),
-        find_stage("endpoint", voice.endpoint),
-        find_stage("recogniser", choose_recogniser(settings)),
-    )
-    return [row.model for row in rows if row.model]
 
 
 class Hearing:

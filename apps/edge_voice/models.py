@@ -12,11 +12,29 @@ if TYPE_CHECKING:
     from edge.catalog import DownloadProgress
     from edge.config import Settings
 
-__all__ = ["OnFetch", "fetch_for_talk", "fetch_models", "models_for_talk"]
+__all__ = ["OnFetch", "fetch_for_talk", "fetch_models", "models_for_hearing", "models_for_talk"]
 
 OnFetch: TypeAlias = "Callable[[int, int, DownloadProgress], None]"
 """Takes the number of the model that is fetched, from 1, how many are missing, and its progress. It may raise to stop that; the
 next call resumes."""
+
+
+def models_for_hearing(settings: Settings) -> list[str]:
+    """Return the names of the models that hearing needs.
+
+    Raises:
+        UsageError: there is no such stage, or none for the language.
+    """
+    from edge_voice.opening import choose_recogniser
+    from edge_voice.registry import find_stage
+
+    voice = settings.voice
+    rows = (
+        find_stage("vad", voice.vad),
+        find_stage("endpoint", voice.endpoint),
+        find_stage("recogniser", choose_recogniser(settings)),
+    )
+    return [row.model for row in rows if row.model]
 
 
 def models_for_talk(settings: Settings) -> tuple[str, ...]:
@@ -27,7 +45,6 @@ def models_for_talk(settings: Settings) -> tuple[str, ...]:
         BackendUnavailableError: a package of the extra "voice" is missing, so that no model would help.
     """
     from edge.catalog import find_voice
-    from edge_voice.hearing import models_for_hearing
     from edge_voice.tts.choice import models_for_speech
 
     _require_packages(settings)
