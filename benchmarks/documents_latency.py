@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure the time to the first token of questions over one manual: cold, with what earlier questions left, and warmed.
 
-    python benchmarks/documents_latency.py [--questions 50] [--warm 64] [--model smollm2-135m] [--json FILE]
+    python benchmarks/documents_latency.py [--questions 50] [--ways cold arranged] [--warm 64] [--model NAME] [--json FILE]
 
 The manual is the documentation of this project; a question is asked about each of some headings, none twice. Every question is
 answered in four ways, with one token:
@@ -12,6 +12,7 @@ arranged  passages stand in the order that edge chooses: that of an earlier prom
 warmed    as arranged, after `edge docs warm` and a restart: its blocks come from the disk
 
 The first three take turns, so that a change of the machine's speed meets all of them, and have the KV cache on the disk, too.
+All of it takes a quarter of an hour on two cores; --ways measures some of them.
 Printed: median and 90th percentile of the time to the first token (search and tokenising included), tokens of the prompt, and
 the share of them that was reused.
 """
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from edge.reply import Reply
 
 ROOT = Path(__file__).resolve().parent.parent
+WAYS = ("cold", "position", "arranged", "warmed")
 PAGES = ("kv.md", "chat.md", "python.md", "serve.md", "convert.md", "models.md", "latency.md", "bench.md")
 
 
@@ -101,19 +103,19 @@ def ask(ai: Assistant, question: str, source: Any, space: str) -> Reply:
     return ai.generate(question, docs=source, cache_namespace=space, max_tokens=1, temperature=0, cache=cache)
 
 
-def in_memory(ai: Assistant, collection: Collection, questions: list[str]) -> dict[str, Way]:
-    """Return the first three ways."""
-    ways = {name: Way() for name in ("cold", "position", "arranged")}
+def in_memory(ai: Assistant, collection: Collection, questions: list[str], names: list[str]) -> dict[str, Way]:
+    """Return some of the first three ways."""
+    ways = {name: Way() for name in WAYS[:3] if name in names}
     for number, question in enumerate(questions):
         sources: dict[str, Callable[[], tuple[Any, str]]] = {
             "cold": lambda n=number: (Named(collection, f"c{n}"), f"cold-{n}"),
             "position": lambda n=number: (Named(collection, f"p{n}"), "position"),
             "arranged": lambda: (Named(collection, "arranged"), "arranged"),
         }
-        for name, make in sources.items():
-            source, space = make()
+        for name, way in ways.items():
+            source, space = sources[name]()
             began = time.perf_counter()
-            ways[name].add(ask(ai, question, source, space), began)
+            way.add(ask(ai, question, source, space), began)
         print(f"question {number + 1} of {len(questions)}", file=sys.stderr)
     return ways
 
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=50)
     parser.add_argument("--warm", type=int, default=64)
     parser.add_argument("--model", default=os.environ.get("EDGE_TEST_MODEL", "smollm2-135m"))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--pages", type=int, default=len(PAGES), help="pages of the manual; fewer for a try")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -154,10 +157,13 @@ def main() -> None:
         report = collection.add([ROOT / "docs" / page for page in PAGES[: options.pages]])
         questions = questions_of(collection, options.questions, random.Random(options.seed))
         load = lambda: edge.load(options.model, cache="disk", context=4096, settings=settings)  # noqa: E731
-        with load() as ai:
-            ask(ai, questions[0], Named(collection, "first"), "first").wait()  # loads the embedding model
-            ways = in_memory(ai, collection, questions)
-        ways["warmed"], warming = warmed(load, collection, questions, options.warm)
+        ways, warming = {}, None
+        if {*options.ways} - {"warmed"}:
+            with load() as ai:
+                ask(ai, questions[0], Named(collection, "first"), "first").wait()  # loads the embedding model
+                ways = in_memory(ai, collection, questions, options.ways)
+        if "warmed" in options.ways:
+            ways["warmed"], warming = warmed(load, collection, questions, options.warm)
         name = Path(options.model).name
     result = {
         "model": name,

@@ -51,8 +51,9 @@ _LONGEST_S = 86_400.0
 def batch(app: App, file: Path, **options: Any) -> int:
     """Answer a file of requests (OpenAI's batch format).
 
-    A line of FILE (- is stdin) is a JSON object with custom_id, method (POST), url (/v1/chat/completions, /v1/completions or
-    /v1/responses) and body. With -m that model answers all of them; otherwise the one that a body names, or the default one.
+    A line of FILE (- is stdin) is a JSON object with custom_id, method (POST), url (/v1/chat/completions, /v1/completions,
+    /v1/responses or /v1/embeddings) and body. With -m that model gives all replies; otherwise the one that a body names, or the
+    default one.
 
     Each answer is on the disk before the next one begins. After Ctrl-C, kill -9 or a power cut the same command goes on where
     it was, and it tries again what failed. At the end OUT is in the order of FILE; failures are in a file of their own, and
@@ -135,6 +136,7 @@ class _Work:
     n_generated: int = 0
     has_unknown_model: bool = False
     _models: dict[str, None] = field(default_factory=dict)
+    _is_left: bool = False
 
     def read(self) -> None:
         """Check all lines: what is not a request is a failure. Find what is answered already.
@@ -143,7 +145,7 @@ class _Work:
             UsageError: the answers are of other requests.
         """
         from edge.errors import UsageError
-        from edge_serve.batch import read_request, refusal_line
+        from edge_serve.batch import VECTORS_PATH, read_request, refusal_line
         from edge_serve.errors import ApiError
 
         done: dict[str, tuple[int, object]] = {}
@@ -165,7 +167,9 @@ class _Work:
                     continue
                 self.order[request.custom_id] = None
                 if request.custom_id not in done:
-                    self._models[request.model] = None
+                    self._is_left = True
+                    if request.path != VECTORS_PATH:
+                        self._models[request.model] = None
                 elif done[request.custom_id][1] != request.id:
                     raise self._other(request.custom_id)
         if unknown := next((custom_id for custom_id in done if custom_id not in self.order), None):
@@ -184,7 +188,7 @@ class _Work:
         from edge_cli.progress import CountProgress
         from edge_serve.batch import Batcher
 
-        if not self._models:
+        if not self._is_left:
             return
         with app.runtime(self.settings) as runtime:
 
@@ -213,7 +217,7 @@ class _Work:
         from edge_cli.progress import CountProgress
         from edge_serve.batch import read_answer, worker_options
 
-        if not self._models:
+        if not self._is_left:
             return
         if (path := Path(self.settings.model)).exists() and not path.is_absolute():
             raise UsageError(f"The machines of a cluster do not find {path}.", "Give the whole path, the same on all of them.")
@@ -302,10 +306,8 @@ def _report(work: _Work, out: Path, errors: Path, seconds: float, *, is_interrup
         )
         return
     before = f", {work.n_before:,} were answered before" if work.n_before else ""
-    output.note(
-        f"{plural(n_new, 'answer')} in {duration_text(seconds)}, {work.n_generated / max(seconds, 1e-9):.1f} tokens/s{before}: "
-        f"{out}"
-    )
+    rate = f", {work.n_generated / max(seconds, 1e-9):.1f} tokens/s" if work.n_generated else ""
+    output.note(f"{plural(n_new, 'answer')} in {duration_text(seconds)}{rate}{before}: {out}")
     if n_failed:
         output.note(f"{n_failed:,} failed: {errors} says why. The same command tries them again.")
         if work.has_unknown_model:

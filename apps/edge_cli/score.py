@@ -177,7 +177,9 @@ def _scores(assistant: Assistant, lines: Iterator[tuple[int, bytes]], options: d
             if item.id is not None:
                 head["id"] = item.id
             choices = next((one for one in (item.items, item.choices) if one is not None), options["choices"])
-            if not choices:
+            if not (item.prompt or item.text or item.history or item.messages):
+                head["error"] = {"message": "It has no prompt, messages, text or history.", "hint": _EXAMPLE}
+            elif not choices:
                 head["error"] = {"message": "It has no choices.", "hint": _EXAMPLE + ", or --choice for all lines"}
             orders.append(options["by"] or ("sum" if item.history is None else "mean"))
             yield _prompt(item, choices, options["task"]), choices

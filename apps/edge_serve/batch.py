@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from edge.embedding import DEFAULT_MODEL
 from edge_serve import inside
 from edge_serve.app import App
 from edge_serve.errors import ApiError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATHS",
+    "VECTORS_PATH",
     "BatchRequest",
     "Batcher",
     "answer_line",
@@ -43,7 +45,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+VECTORS_PATH = "/v1/embeddings"
+"""Asks for vectors: of a model of their own kind."""
+
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", VECTORS_PATH)
 """What a request of a batch may ask for."""
 
 _EXAMPLE = '{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}'
@@ -82,8 +87,8 @@ def read_request(data: bytes, *, default: str, model: str | None = None) -> Batc
 
     Args:
         data: the line.
-        default: model of requests that name none.
-        model: answers all requests, whatever they name; None leaves it to them.
+        default: model of requests that name none; vectors are then made by the default embedding model.
+        model: answers all requests but those for vectors, whatever they name; None leaves it to them.
 
     Raises:
         ApiError: it is not a request that a batch can have.
@@ -101,6 +106,8 @@ def read_request(data: bytes, *, default: str, model: str | None = None) -> Batc
         raise ApiError(400, message, code="invalid_url")
     if line.body.get("stream"):
         raise ApiError(400, "A batch has whole answers. Leave stream out of the body.", code="invalid_request", param="stream")
+    if line.url == VECTORS_PATH:
+        model, default = None, DEFAULT_MODEL
     named = line.body.get("model")
     chosen = model or (named if isinstance(named, str) and named else default)
     body = _encode({**line.body, "model": chosen}, order="sorted")

@@ -113,7 +113,7 @@ class Collection:
             for path in found:
                 connection.execute("INSERT OR IGNORE INTO source VALUES (?)", (db.path_key(path),))
                 db.forget_refused(connection, path)
-        return self._changed(self._adding(on_progress).run(found))
+        return self._run(found, on_progress)
 
     def update(self, on_progress: OnAdd | None = None) -> AddReport:
         """Look at all paths that were added: read what changed, and remove documents whose files are gone.
@@ -124,20 +124,20 @@ class Collection:
         """
         with self._db.read() as connection:
             paths = db.sources(connection)
-        return self._changed(self._adding(on_progress).run(paths))
+        return self._run(paths, on_progress)
 
-    def _changed(self, report: AddReport) -> AddReport:
-        if report.added or report.removed:
-            self._forget_answers()
-        return report
+    def _run(self, paths: Sequence[Path], on_progress: OnAdd | None) -> AddReport:
+        before = self.version
+        try:
+            return Adding(self._db, self.folder, self._meaning, on_progress).run(paths)
+        finally:  # also where it was stopped after some documents
+            if self.version != before:
+                self._forget_answers()
 
     def _forget_answers(self) -> None:
         """Delete the answers that were given from what the documents said before."""
         for suffix in ("", "-wal", "-shm"):
             self.answers_file.with_name(_ANSWERS_NAME + suffix).unlink(missing_ok=True)
-
-    def _adding(self, on_progress: OnAdd | None) -> Adding:
-        return Adding(self._db, self.folder, self._meaning, on_progress)
 
     def search(self, query: str, k: int = 8, how: How = "hybrid") -> list[Passage]:
         """Return the passages that answer a question best, best first; [] if none has anything of it.

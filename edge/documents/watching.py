@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
-from edge.documents.base import AddReport, OnAdd
+from edge.documents.base import AddReport, OnAdd, Skipped
 from edge.documents.collection import Collection
 
 __all__ = ["watch"]
@@ -28,17 +29,19 @@ def watch(
         collection: to update.
         interval_s: between the end of one look and the next, in seconds.
         is_over: ends it, within a moment unless files are being read.
-        on_change: called after the first look, and after each one that changed or skipped something new. May raise to stop.
+        on_change: called after the first look, and after each one that changed or skipped something new. Its report has only
+            what was not skipped before. May raise to stop.
         on_progress: see `OnAdd`.
 
     Raises:
         EdgeError: as `Collection.update`.
     """
     is_over = is_over or threading.Event()
-    skipped: set[object] | None = None
+    known: set[Skipped] | None = None
     while not is_over.is_set():
         report = collection.update(on_progress)
-        if on_change is not None and (report.added or report.removed or skipped != set(report.skipped)):
-            on_change(report)
-        skipped = set(report.skipped)
+        new = [one for one in report.skipped if known is None or one not in known]
+        if on_change is not None and (known is None or report.added or report.removed or new):
+            on_change(replace(report, skipped=new))
+        known = set(report.skipped)
         is_over.wait(interval_s)

@@ -18,6 +18,7 @@ import edge
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
 from edge_cli.app import App
+from tests.unit.documents.conftest import concept_embedder
 
 MAIN = "from edge_cli.main import main; main()"
 WAIT_S = 120.0
@@ -94,6 +95,29 @@ def test_answers_are_in_order_and_failures_apart(call: Any, app: Any, tmp_path: 
     answered = {one["custom_id"]: one["response"]["status_code"] for one in failures if one["response"]}
     assert answered == {"c": 400, "g": 404, "h": 400}
     assert len(failures) == 7
+
+
+def test_vectors_are_made_by_a_model_for_embeddings(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str, **_: Any) -> Assistant:
+        raise AssertionError("no reply is asked for")
+
+    asked: list[str] = []
+
+    def embedder(name: str | None = None, **_: Any) -> Any:
+        asked.append(str(name))
+        return concept_embedder(str(name))
+
+    monkeypatch.setattr("edge_serve.embedding.DEFAULT_MODEL", "default")
+    monkeypatch.setattr("edge_serve.batch.DEFAULT_MODEL", "")
+    one = {"custom_id": "1", "url": "/v1/embeddings", "body": {"input": ["car", "automobile", "teapot"]}}
+    file, out = write(tmp_path / "in.jsonl", one), tmp_path / "out.jsonl"
+    app = App(load=load, embedder=embedder, plan=lambda *_, **__: None)  # type: ignore[arg-type,return-value]
+    result = call("batch", str(file), "--out", str(out), "-m", "smollm2-135m", app=app)
+    assert (result.code, asked) == (0, ["default"])
+    (answer,) = read(out)
+    car, automobile, teapot = (row["embedding"] for row in answer["response"]["body"]["data"])
+    assert car == automobile != teapot
+    assert "tokens/s" not in result.err
 
 
 def test_what_was_torn_is_dropped_and_what_is_done_is_not_asked_again(call: Any, app: Any, tmp_path: Path) -> None:

@@ -31,18 +31,20 @@ def test_each_line_gets_its_scores_in_order(call: Any, fake_app: Any, tmp_path: 
         {"messages": [{"role": "user", "content": "yes"}], "choices": ["no", "yes"], "id": "m"},
         {"prompt": "x" * 3000, "choices": ["a", "b"]},
         {"prompt": "hi", "choices": ["a", "a"]},
+        {"id": 12, "choices": ["a", "b"]},
     )
     result = call("score", str(file), app=fake_app(n_ctx=1024, n_seq=4, script=lambda text: text))
     assert result.code == 1
-    assert "12 prompts" in result.err
-    assert "4 failed" in result.err
+    assert "13 prompts" in result.err
+    assert "5 failed" in result.err
     lines = read(result.out)
-    assert [one["line"] for one in lines] == list(range(1, 13))
+    assert [one["line"] for one in lines] == list(range(1, 14))
     assert [one["best"] for one in lines[:7]] == [f"number {number}" for number in range(7)]
-    assert [one["id"] for one in lines if "id" in one] == [*range(7), "m"]
+    assert [one["id"] for one in lines if "id" in one] == [*range(7), "m", 12]
     assert lines[9]["best"] == "yes"
-    assert [("error" in one) for one in lines[7:]] == [True, True, False, True, True]
+    assert [("error" in one) for one in lines[7:]] == [True, True, False, True, True, True]
     assert "no choices" in lines[8]["error"]["message"]
+    assert "no prompt, messages, text or history" in lines[12]["error"]["message"]
     first = lines[0]
     assert first["ranked"][0] == "number 0"
     assert sum(first["probabilities"].values()) == pytest.approx(1)

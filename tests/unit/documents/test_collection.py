@@ -181,6 +181,21 @@ def test_stopping_keeps_what_was_read(collection: Collection, files: Path) -> No
     assert collection.update().added == 1
 
 
+def test_earlier_answers_are_gone_once_a_document_changed(collection: Collection, files: Path) -> None:
+    collection.add(files)
+    for is_stopped in (False, True):
+        collection.answers_file.write_bytes(b"what the note said")
+        assert collection.update().removed == 0
+        assert collection.answers_file.exists()
+        next(files.rglob("*.*")).unlink()
+        if is_stopped:
+            with pytest.raises(CancelledError):
+                collection.update(lambda progress: False)
+        else:
+            collection.update()
+        assert not collection.answers_file.exists()
+
+
 def test_passages_come_in_order(collection: Collection, files: Path) -> None:
     (files / "long.txt").write_text("\n\n".join(f"Paragraph {number} has some words of its own. " * 8 for number in range(40)))
     collection.add(files / "long.txt")

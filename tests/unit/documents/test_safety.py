@@ -124,6 +124,7 @@ def test_watching_follows_the_files(tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     (folder / "a.txt").write_text("kettle")
+    (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
     reports: list[AddReport] = []
     is_over = threading.Event()
 
@@ -140,6 +141,7 @@ def test_watching_follows_the_files(tmp_path: Path) -> None:
         collection.add(folder)
         watch(collection, interval_s=0.02, is_over=is_over, on_change=change)
         assert [(one.added, one.unchanged, one.removed) for one in reports] == [(0, 1, 0), (1, 1, 0), (0, 1, 1)]
+        assert [len(one.skipped) for one in reports] == [1, 0, 0], "what is skipped is said once"
         assert [document.path.name for document in collection.documents()] == ["b.txt"]
 
 
