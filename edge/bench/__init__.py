@@ -9,7 +9,8 @@ run.py         rounds over several candidates
 bandwidth.py   memory bandwidth, and the share of it that decode uses; a matrix product
 recommend.py   which models suit this device, and how fast they would answer
 tuner.py       the search for better settings; knobs.py, what is tried; pairs.py, two engines at once
-tune.py        that search in each format of a model; format_tuner.py, in one of them; tune_options.py, its limits
+tune.py        that search in each format of a model; tune_options.py, its limits
+format_tuner.py  that search in one format; workers.py, the processes that measure
 divergence.py  how far two engines' next-token distributions are apart; losses.py, whether an engine may be that far
 trace.py       times the stages of turns, and writes them as a file for Perfetto
 profile.py     where the time of a turn goes, and what to change

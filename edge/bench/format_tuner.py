@@ -21,6 +21,7 @@ from edge.bench.run import MEMORY_SHARE
 from edge.bench.tune_options import Report, TuneOptions
 from edge.bench.tuner import MIN_GAIN, Knob, Outcome, Search, goal_seconds, wins
 from edge.bench.values import Sample, Setting, stat
+from edge.bench.workers import Workers
 from edge.errors import EdgeError, UsageError
 from edge.plan.make import make_plan
 from edge.plan.placement import readers, safety_here, tried_accelerators
@@ -38,7 +39,6 @@ __all__ = ["Tuner"]
 _LENGTHS = ((1024, 64), (512, 64), (256, 32), (128, 16), (64, 8))  # prompt and reply, from the most exact to the fastest
 _SAMPLES_IN_BUDGET = 60
 _FINAL_SHARE = 0.2  # of the time of one format
-_MAX_WORKERS = 3
 _EXACT_SHARE = 1 / 3  # of the time that is left, for computing with the exact weights
 # Another engine takes other memory, and does not find what this one stored in the KV cache on disk.
 _ENGINE_GAIN = 0.05
@@ -82,8 +82,8 @@ class Tuner:
         self.readers = tuple(row.name for row in readers(device, artifact))
         self._safety = safety_here(device, self._rows, cache_dir)
         self._deadline = deadline
-        self._on_progress, self._open_worker, self._clock = on_progress, open_worker, clock
-        self._workers: dict[Setting, Tuned] = {}  # the one used last is at the end
+        self._on_progress, self._clock = on_progress, clock
+        self._workers = Workers(open_worker, device.memory.available_bytes, deadline)
         self._plans: dict[Setting, Plan] = {}
         self._samples: dict[Setting, list[Sample]] = {}
         self._refused: list[Setting] = []
@@ -169,7 +169,7 @@ class Tuner:
         try:
             sample = msgspec.structs.replace(worker.run(*self.lengths), load_s=worker.load_s)
         except EdgeError:
-            self._drop(setting)
+            self._workers.drop(setting)
             raise
         self._samples.setdefault(setting, []).append(sample)
         if not self.reuses_workers:
@@ -190,8 +190,7 @@ class Tuner:
 
     def close(self) -> None:
         """End the processes."""
-        while self._workers:
-            self._workers.popitem()[1].stop()
+        self._workers.close()
 
     def __enter__(self) -> Tuner:
         return self
@@ -200,12 +199,7 @@ class Tuner:
         self.close()
 
     def _worker(self, setting: Setting) -> Tuned:
-        worker = self._workers.pop(setting, None)
-        if worker is None:
-            self._make_room(self._plans[setting])
-            worker = self._open_worker(self._plans[setting], with_energy=False, deadline=self._deadline)
-        self._workers[setting] = worker
-        return worker
+        return self._workers.get(setting, self._plans[setting])
 
     def _ask_quality(self, setting: Setting, question: Callable[[Tuned], Any]) -> Any:
         """Return a process's answer; None if it failed."""
@@ -213,7 +207,7 @@ class Tuner:
         try:
             return question(self._worker(setting))
         except EdgeError:
-            self._drop(setting)
+            self._workers.drop(setting)
             return None
 
     def _write_exact(self, path: Path) -> None:
@@ -227,22 +221,15 @@ class Tuner:
         assert self._losses.usual is not None
         plan = exact_plan(self._device, self.artifact, self._losses.usual.n_ctx, self._safety, path.parent)
         self._on_progress("the exact weights")
-        self._make_room(plan)
         deadline = time.monotonic() + left_s * _EXACT_SHARE
         try:
-            worker = self._open_worker(plan, with_energy=False, deadline=deadline, unpacked=unpacked)
+            worker = self._workers.open(plan, deadline=deadline, unpacked=unpacked)
             try:
                 worker.write_logits(path)
             finally:
                 worker.stop()
         finally:
             unpacked.unlink(missing_ok=True)
-
-    def _drop(self, setting: Setting) -> None:
-        """End a setting's process, which may be dead already."""
-        worker = self._workers.pop(setting, None)
-        if worker is not None:
-            worker.close()
 
     def _by_engine(self) -> dict[Setting, list[Sample]]:
         """Return the fastest measured setting of each engine, with its samples."""
@@ -290,7 +277,7 @@ class Tuner:
         try:
             found = self._worker(setting).pass_ms()
         except EdgeError:
-            self._drop(setting)
+            self._workers.drop(setting)
             return ()
         return tuple((size, round(ms, 3)) for size, ms in sorted(found.items()))
 
@@ -400,14 +387,6 @@ class Tuner:
         setting = setting_of(plan)
         self._plans[setting] = plan
         return setting
-
-    def _make_room(self, plan: Plan) -> None:
-        """End the least recently used processes until one more fits."""
-        free = self._device.memory.available_bytes * MEMORY_SHARE
-        n_fit = max(1, min(_MAX_WORKERS, int(free // max(1, plan.memory.total_bytes))))
-        while len(self._workers) >= n_fit:
-            oldest = next(iter(self._workers))
-            self._workers.pop(oldest).close()
 
 
 def _engine(setting: Setting) -> tuple[str, str]:
