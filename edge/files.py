@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_JSON_BYTES", "absolute_path", "check_replaceable", "decode_text", "exists", "expand_user", "lock_file",
-    "make_private_dir", "open_file", "open_zip", "parse_json", "parse_toml", "read_bytes", "read_json", "read_record",
-    "read_text", "shipped", "sync_file", "sync_folder", "toml_text", "try_lock", "write_private",
+    "make_private_dir", "open_file", "open_zip", "overwrite_file", "parse_json", "parse_toml", "read_bytes", "read_json",
+    "read_record", "read_text", "shipped", "sync_file", "sync_folder", "toml_text", "try_lock", "write_private",
 ]  # fmt: skip
 
 MAX_JSON_BYTES = 16 << 20
@@ -33,6 +33,7 @@ MAX_JSON_BYTES = 16 << 20
 
 _MAX_ZIP_DIRECTORY_BYTES = 16 << 20
 _WAIT_S = 0.2
+_ZEROS_AT_ONCE = 1 << 20  # bytes
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISCHR, "a device"),
@@ -326,6 +327,23 @@ def lock_file(path: Path, *, on_wait: Callable[[], None] | None = None) -> Itera
         yield
     finally:
         os.close(handle)
+
+
+def overwrite_file(path: Path) -> None:
+    """Overwrite a file with zeros, and wait until that is on the disk. A missing one has nothing to overwrite.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        file = path.open("r+b", buffering=0)
+    except FileNotFoundError:
+        return
+    with file:
+        n_left = os.fstat(file.fileno()).st_size
+        while n_left:
+            n_left -= file.write(bytes(min(n_left, _ZEROS_AT_ONCE)))
+        os.fsync(file.fileno())
 
 
 def sync_file(path: Path) -> None:

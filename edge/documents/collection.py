@@ -26,7 +26,7 @@ from edge.documents.base import (
 from edge.documents.meaning import Meaning
 from edge.documents.search import fuse, search_words
 from edge.errors import StorageError, UsageError
-from edge.files import absolute_path, lock_file, make_private_dir
+from edge.files import absolute_path, lock_file, make_private_dir, overwrite_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,9 +135,11 @@ class Collection:
                 self._forget_answers()
 
     def _forget_answers(self) -> None:
-        """Delete the answers that were given from what the documents said before."""
+        """Overwrite and delete the answers that were given from what the documents said before."""
         for suffix in ("", "-wal", "-shm"):
-            self.answers_file.with_name(_ANSWERS_NAME + suffix).unlink(missing_ok=True)
+            file = self.answers_file.with_name(_ANSWERS_NAME + suffix)
+            overwrite_file(file)
+            file.unlink(missing_ok=True)
 
     def search(self, query: str, k: int = 8, how: How = "hybrid") -> list[Passage]:
         """Return the passages that answer a question best, best first; [] if none has anything of it.
@@ -230,6 +232,7 @@ class Collection:
             self._meaning.wipe_all()
             self._db.forget_deleted()
             self.close()
+            self._forget_answers()
             for file in sorted(self.folder.iterdir()):
                 file.unlink()
             self.folder.rmdir()

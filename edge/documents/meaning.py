@@ -13,6 +13,7 @@ from edge.documents import db, vectors
 from edge.documents.base import LoadEmbedder
 from edge.documents.chunks import CountTokens, estimate_tokens
 from edge.errors import ModelNotFoundError, UsageError
+from edge.files import overwrite_file
 from edge.forks import ProcessLock
 from edge.units import quoted
 
@@ -227,7 +228,7 @@ class Meaning:
         """Overwrite all vectors, of a collection that is deleted."""
         with self._db.write():
             for file in self._folder.glob("vectors-*"):
-                vectors.overwrite(file)
+                overwrite_file(file)
 
     def _drop_stale(self, connection: sqlite3.Connection) -> None:
         """Delete files that are no longer used. Not at once: a search that began before may open them yet."""

@@ -30,7 +30,6 @@ __all__ = [
     "is_whole",
     "nearest",
     "open_rows",
-    "overwrite",
     "remove",
     "signs_of",
     "trim",
@@ -40,7 +39,6 @@ __all__ = [
 EXACT_ROWS = 100_000
 _CANDIDATES = 2000  # at least; of 18,701 real sentences 800 held 99 % of the 50 nearest (docs/documents.md)
 _CANDIDATES_EACH = 40  # for each row that is asked for
-_ZEROS_AT_ONCE = 1 << 20  # bytes
 _ROWS_AT_ONCE = 65_536  # of a product, so that it stays in the cache of the processor
 
 
@@ -130,22 +128,6 @@ def wipe(path: Path, rows: Iterable[int], n_dims: int) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def overwrite(file: Path) -> None:
-    """Overwrite a whole file with zeros, and wait until that is on the disk.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    handle = os.open(file, os.O_WRONLY)
-    try:
-        n_bytes = os.fstat(handle).st_size
-        for offset in range(0, n_bytes, _ZEROS_AT_ONCE):
-            _write(handle, bytes(min(_ZEROS_AT_ONCE, n_bytes - offset)), offset)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def trim(path: Path, n_rows: int, n_dims: int) -> None:

@@ -185,6 +185,7 @@ def test_earlier_answers_are_gone_once_a_document_changed(collection: Collection
     collection.add(files)
     for is_stopped in (False, True):
         collection.answers_file.write_bytes(b"what the note said")
+        os.link(collection.answers_file, kept := files.parent / f"answers-{is_stopped}")
         assert collection.update().removed == 0
         assert collection.answers_file.exists()
         next(files.rglob("*.*")).unlink()
@@ -194,6 +195,7 @@ def test_earlier_answers_are_gone_once_a_document_changed(collection: Collection
         else:
             collection.update()
         assert not collection.answers_file.exists()
+        assert kept.read_bytes() == bytes(18), "overwritten"
 
 
 def test_passages_come_in_order(collection: Collection, files: Path) -> None:
