@@ -7,6 +7,7 @@ speaker has finished, so that the message is there when the endpoint is.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -30,6 +31,7 @@ _PARTIAL_LOAD = 3.0  # of the time of one passes before the next, so that the la
 _GUESS_S = 0.09  # of silence, after which the transcript is made that becomes the message if nothing follows
 _JUDGED_S = 0.1  # before a pause has been long enough, the endpoint model is asked, so that its answer is there by then
 _AGAIN_S = 0.128  # after it has said no, it is asked again: a whole pause more is what a speaker would have to wait for
+_AGAIN_LOAD = 2.0  # of the time that its answer took passes before: a busy or slow processor gets on with hearing
 _COMPLETE = 0.5  # probability from which on the speaker has finished
 _LEAST_VOICED_S = 0.2  # less speech than that is a noise
 _TAIL_S = 8.0  # of an utterance that the endpoint model gets
@@ -74,7 +76,7 @@ class Ear:
         self._tail: deque[Samples] = deque(maxlen=int(_TAIL_S / self._frame_s))
         self._held: list[tuple[Samples, float, float]] = []
         self._number = 0
-        self._took_s = 0.0
+        self._took_s = self._judging_s = 0.0
         self._last_end = 0
         self._begin()
 
@@ -216,10 +218,12 @@ class Ear:
             return
         until_s = self._next_ask_s - silent_s - self._frame_s / 2  # half a frame early rather than late
         if self._judged is None and until_s <= _JUDGED_S:
+            began = time.perf_counter()
             self._judged = self._endpoint.probability(np.concatenate(self._tail))
+            self._judging_s = time.perf_counter() - began
         if self._judged is not None and until_s <= 0:
             likely, self._judged = self._judged, None
-            self._next_ask_s = silent_s + _AGAIN_S
+            self._next_ask_s = silent_s + max(_AGAIN_S, _AGAIN_LOAD * self._judging_s)
             if likely >= _COMPLETE:
                 self._end("model", end_s - silent_s)
 

@@ -119,6 +119,23 @@ def test_a_model_that_said_no_is_asked_again_before_another_whole_pause() -> Non
     assert 0.6 < heard.of(Endpoint)[0].delay_s < 0.9
 
 
+def test_a_slow_endpoint_model_is_asked_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_asked = []
+    for takes_s in (0.0, 0.2):
+        heard, now = Heard(endpoint=0.0, longest_pause_ms=5000), [0.0]
+
+        def judge(speech: Samples, takes_s: float = takes_s, heard: Heard = heard, now: list[float] = now) -> float:
+            now[0] += takes_s
+            heard.endpoint.n_asked += 1
+            return 0.0
+
+        monkeypatch.setattr("edge_voice.ear.time.perf_counter", lambda now=now: now[0])
+        monkeypatch.setattr(heard.endpoint, "probability", judge)
+        heard.hear("I would like", 2.2)
+        n_asked.append(heard.endpoint.n_asked)
+    assert n_asked == [17, 6], "after 0.2 s, every 0.128 s and every 0.4 s"
+
+
 def test_silence_ends_an_utterance_whatever_the_model_says() -> None:
     heard = Heard(endpoint=0.0, longest_pause_ms=800)
     heard.hear("hello there", 2.0)
