@@ -265,6 +265,7 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
         raise ModelFileError(f"{folder} has no config.json, so it is not a checkpoint.", "Download the checkpoint again.")
     config = read_json(folder / "config.json")
     architecture = find_architecture(config, folder.name)
+    _check_generates(folder)
     model = read_model_config(config, architecture, folder.name)
     found = find_tensors(folder)
     tensors = {name: info for name, info in found.items() if not name.endswith("rotary_emb.inv_freq")}
@@ -288,6 +289,15 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
         licence=licence or note.licence or licence_in_card(folder / "README.md"),
         source_quantised=note.source_quantised,
     )
+
+
+def _check_generates(folder: Path) -> None:
+    """Refuse a decoder that was trained to make embeddings: what a format would keep of it generates text."""
+    if (folder / "modules.json").is_file():
+        raise ModelFileError(
+            f"{folder.name} makes embeddings with a decoder (modules.json), which edge does not convert.",
+            "edge runs such models as GGUF: look for a repository of that model whose name ends in -GGUF, and see edge embed.",
+        )
 
 
 def check_path(path: Path) -> None:

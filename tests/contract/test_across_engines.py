@@ -79,7 +79,10 @@ def open_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Backend
     return open_one
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama yarn", "llama longrope", "qwen2", "qwen3", "phi3", "phi3 partial"])
+KINDS = ["llama", "llama yarn", "llama longrope", "qwen2", "qwen3", "phi3", "phi3 partial", "smollm3", "granite", "olmo2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_engine_goes_on_from_the_other_ones_blocks(open_tiny: Callable[..., Backend], kind: str) -> None:
     tokens, rest = random_tokens(N_TOKENS), random_tokens(16, 4)
     with open_tiny("llamacpp", kind) as llamacpp, open_tiny("openvino", kind) as openvino:

@@ -100,6 +100,13 @@ def test_pickle_is_refused(copy: Path) -> None:
         open_checkpoint(copy)
 
 
+def test_decoders_that_make_embeddings_are_refused(copy: Path) -> None:
+    (copy / "modules.json").write_text("[]")
+    with pytest.raises(ModelFileError, match="makes embeddings with a decoder") as caught:
+        open_checkpoint(copy)
+    assert "edge embed" in caught.value.hint
+
+
 def test_families_that_users_bring_are_refused_with_what_works(copy: Path) -> None:
     for refused in REFUSED:
         for name in refused.names:
