@@ -45,6 +45,7 @@ def enter(app: App, name: str, made: Sequence[Path], *, is_asked: bool) -> dict[
     and `edge tune` would choose it.
     """
     from edge.catalog import FORMATS, add_model, is_reference, load_catalog
+    from edge.embedding.onnx import is_onnx_folder
 
     settings = app.settings()
     entry = load_catalog(settings).get(name)
@@ -52,6 +53,9 @@ def enter(app: App, name: str, made: Sequence[Path], *, is_asked: bool) -> dict[
     named = {}
     for path in made if name else ():
         form = path.name.partition("-")[0]
+        if form == "onnx" and is_onnx_folder(path):
+            output.note(f"{path} makes embeddings, so it gets no name. To use it: edge embed -m {quoted(str(path))}")
+            continue
         if form in FORMATS and (is_asked or form not in published):
             for artifact in add_model(name, str(path), settings):
                 named[str(artifact.path)] = artifact.kind

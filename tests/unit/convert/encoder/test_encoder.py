@@ -167,3 +167,14 @@ def test_vectors_that_differ_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ModelFileError, match="other vectors than transformers"):
         run(make_plan(source_of(tmp_path / "tiny"), tmp_path / "out", ONNX), None)
     assert not (tmp_path / "out/onnx-fp32").exists()
+
+
+def test_the_command_says_how_to_use_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from edge_cli.main import run as edge
+
+    write_encoder(tmp_path / "tiny", "BertModel", "mean")
+    out = tmp_path / "out"
+    assert edge(["convert", str(tmp_path / "tiny"), "--to", "onnx", "--bits", "8", "--name", "mine", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.split()[0] == str(out / "onnx-int8")
+    assert f"edge embed -m {out / 'onnx-int8'}" in shown.err
