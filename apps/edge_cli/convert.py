@@ -14,7 +14,7 @@ from edge_cli import convert_frontier, convert_names, output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_model, complete_task
 from edge_cli.group import examples
-from edge_cli.options import json_option
+from edge_cli.options import json_option, read_size
 
 if TYPE_CHECKING:
     from edge_cli.progress import ConvertProgress
@@ -65,6 +65,7 @@ _KEPT = ("keep_layers", "keep_ffn", "keep_vocab")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results [./NAME-converted].")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and stop.")
 @click.option("--force", is_flag=True, help="Replace existing results.")
+@click.option("--shard", type=read_size, default=0, metavar="SIZE", help="Split a GGUF beyond this size into files: 2GB.")
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Text for the importance matrix.")
 @click.option("--calibration-tokens", type=click.IntRange(64), default=8_192, show_default=True, metavar="N")
 @click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="Take this importance matrix: GGUF or .dat.")
@@ -173,11 +174,19 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
 
         check_tasks(parse_gate(options["gate"]), request.tasks)  # a mistake is reported before the work, not after
     found = _find(app, source, accept_licence=options["accept_licence"])
+    out = options["out"] or Path(f"{_stem(found)}-converted")
+    from edge_convert.gguf.shards import whole_source
+
+    with whole_source(found, out) as whole:
+        return _convert(app, whole, out, request, name, options)
+
+
+def _convert(app: App, found: Input, out: Path, request: Request, name: str, options: dict[str, Any]) -> int:
+    """Convert a source that is in one file or folder."""
     from edge_convert.choose import with_candidates
 
     if options["device"] and not options["quant"]:
         request = with_candidates(request, found)
-    out = options["out"] or Path(f"{_stem(found)}-converted")
 
     def carry_out(request: Request) -> int:
         return _carry_out(app, found, out, request, name, options)
@@ -327,6 +336,7 @@ def _request(app: App, options: dict[str, Any]) -> Request:
             threads=options["threads"],
             imatrix=options["imatrix"],
             save_imatrix=options["save_imatrix"],
+            shard_bytes=options["shard"],
         ),
         coreml_variants=variants,
         coreml_context=options["context"],
@@ -387,7 +397,10 @@ def _find(app: App, source: str, *, accept_licence: bool) -> Input:
 
 
 def _stem(found: Input) -> str:
-    name = found.path.stem if found.kind == "gguf" else found.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+    if found.kind == "gguf":
+        name = found.path.stem.partition("-00001-of-")[0]
+    else:
+        name = found.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
     return short_name(name) or "model"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +29,7 @@ __all__ = [
     "escalation_options",
     "json_option",
     "model_options",
+    "read_size",
     "require_exclusive",
     "require_input",
     "sampling_options",
@@ -217,3 +219,15 @@ def _apply(decorators: list[Callable[[Any], Any]], function: Function) -> Functi
     for decorator in reversed(decorators):
         function = decorator(function)
     return function
+
+
+def read_size(text: str) -> int:
+    """Read an amount of bytes such as 2GB, 500MB or 2G; units count in thousands. The type of an option.
+
+    Raises:
+        click.BadParameter: it is something else.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", str(text), re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is not a size such as 2GB or 500MB.")
+    return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))

@@ -6,6 +6,7 @@ gguf.py         a bounded reader of GGUF headers; gguf_header.py, their values; 
 bert_gguf.py    writes the checkpoint of a sentence-embedding BERT as GGUF
 gguf_adapter.py LoRA adapters as GGUF files, compared with their model
 gguf_blocks.py  weights in blocks, unpacked
+gguf_shards.py  models that are split into several GGUF files
 gguf_tables.py  numbers that GGUF files use, and their names
 onnx.py         folders in the layout of onnxruntime-genai
 onnx_graph.py   inputs, outputs and weights of an ONNX file

@@ -19,7 +19,8 @@ from edge.files import exists, expand_user, read_json
 from edge.forks import lazy_property
 from edge.formats.coreml import CoreMLPackage, read_package
 from edge.formats.facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts_of_onnx
-from edge.formats.gguf import GGUFHeader, read_header, split_error
+from edge.formats.gguf import GGUFHeader, read_header
+from edge.formats.gguf_shards import first_shard, gguf_files, is_later_shard, split_parts
 from edge.formats.onnx import CONFIG, OnnxFolder, read_onnx_folder
 from edge.names import Format
 from edge.units import one_line, quoted, reason
@@ -32,7 +33,6 @@ __all__ = [
     "licence_beside",
     "open_artifact",
     "open_artifacts",
-    "split_parts",
 ]
 
 # general.type of a GGUF file that is not a language model -> description.
@@ -42,7 +42,6 @@ _NOT_MODELS = {
     "imatrix": "an importance matrix, which only a converter uses",
 }
 _SIDE_FILE = re.compile(r"^mmproj|[-_.]mmproj|imatrix", re.IGNORECASE)
-_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 _MOST_HEADERS = 16  # read to tell the models in a folder from what is beside them
 _MOST_FOLDERS = 64  # of a folder that holds a model in several formats
 _CHECKPOINT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "config.json")
@@ -101,7 +100,9 @@ class Artifact:
         """The files that decide what the model computes."""
         if self.onnx is not None:
             return self.onnx.files
-        return self.coreml.files if self.coreml is not None else (self.path,)
+        if self.coreml is not None:
+            return self.coreml.files
+        return gguf_files(self.path) if self.header is not None and self.header.split_count > 1 else (self.path,)
 
 
 def open_artifact(
@@ -123,8 +124,8 @@ def open_artifact(
 
     Raises:
         ModelNotFoundError: there is nothing at that path.
-        ModelFileError: it is not a model, is damaged or truncated, is one part of a split model, or is a checkpoint that has to
-            be converted first.
+        ModelFileError: it is not a model, is damaged or truncated, is a later part of a split model, or is a checkpoint that
+            has to be converted first.
     """
     given = given_path(path)
     models = _find_models(given)
@@ -204,12 +205,6 @@ def is_side_file(name: str) -> bool:
     return _SIDE_FILE.search(name.rpartition("/")[2]) is not None
 
 
-def split_parts(name: str) -> int:
-    """Return the number of files of a split model by the name of one of them, "model-00001-of-00003.gguf"; else 1."""
-    found = _SPLIT.search(name)
-    return int(found[1]) if found else 1
-
-
 def licence_beside(path: Path) -> str | None:
     """Return the licence in the manifest of a model, None if it has none. Reads one small file, unlike opening the model."""
     return _read_manifest(path).licence
@@ -253,9 +248,12 @@ def _find_models(path: Path) -> list[Path]:
         names = sorted(entry.name for entry in path.iterdir())
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} cannot be read: {reason(error)}.", "Check its permissions.") from error
-    models = [model for model in found if split_parts(model.name) == 1]
+    models = [model for model in found if not is_later_shard(model.name)]
     if found and not models:
-        raise split_error(str(found[0]), split_parts(found[0].name))
+        raise ModelNotFoundError(
+            f"{found[0]} is part of a split model, and its first file, {first_shard(found[0]).name}, is not there.",
+            "Download all of its files into one folder.",
+        )
     if len(models) > 1:
         origins = {(manifest.name, manifest.sources) for manifest in map(_read_manifest, models)}
         if own or len(origins) > 1 or ("", ()) in origins:
@@ -329,8 +327,6 @@ def _folder_format(path: Path) -> Format | None:
 def _check_is_model(path: Path, header: GGUFHeader) -> None:
     if side := _side_kind(header):
         raise ModelFileError(f"{path.name} is {side}.", "Give the file of the model itself.")
-    if header.split_count > 1:
-        raise split_error(path.name, header.split_count)
     if not header.tensors:
         raise ModelFileError(f"{path.name} holds a vocabulary and no weights.", "Give the file of the model itself.")
     if not header.n_layer or not header.n_embd:

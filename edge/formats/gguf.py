@@ -18,11 +18,12 @@ from typing import Any
 
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.formats.gguf_facts import Facts
-from edge.formats.gguf_header import ArrayInfo, GGUFHeader, TensorInfo, Value, quote, split_error
+from edge.formats.gguf_header import ArrayInfo, GGUFHeader, TensorInfo, Value, quote
+from edge.formats.gguf_shards import shards_of
 from edge.formats.gguf_tables import REMOVED_TYPES, TENSOR_TYPES
 from edge.units import reason
 
-__all__ = ["ArrayInfo", "GGUFHeader", "TensorInfo", "Value", "read_header", "split_error"]
+__all__ = ["ArrayInfo", "GGUFHeader", "TensorInfo", "Value", "read_header"]
 
 MAGIC = b"GGUF"
 _CHUNK_BYTES = 256 * 1024
@@ -62,14 +63,15 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     """Read the header of a GGUF file, version 2 or 3.
 
     Args:
-        path: the file. It is not trusted.
+        path: the file, of a split model the first. It is not trusted.
 
     Returns:
         The header. A file whose layout llama.cpp would refuse is refused.
 
     Raises:
-        ModelNotFoundError: there is no such file.
-        ModelFileError: it cannot be read, is not GGUF, is truncated or damaged, or has an unknown version or weight type.
+        ModelNotFoundError: there is no such file, or a part of a split model is missing.
+        ModelFileError: it is a later part of a split model, cannot be read, is not GGUF, is truncated or damaged, or has an
+            unknown version or weight type.
     """
     path = Path(path)
     try:
@@ -98,6 +100,22 @@ class _Reader:
         self.kept_bytes = 0
 
     def read(self) -> GGUFHeader:
+        """Read the header; that of a split model has the tensors of all its files."""
+        version, metadata, tensors, data_offset = self._read_file()
+        size = self.size
+        for number, shard in enumerate(shards_of(self.path, metadata)[1:], 1):
+            with shard.open("rb", buffering=0) as file:
+                reader = _Reader(shard, file)
+                _, about, more, _ = reader._read_file()
+            if about.get("split.no") != number or about.get("split.count") != metadata["split.count"]:
+                raise reader._error(f"is not part {number + 1} of {self.path.name}, whatever its name says")
+            tensors += more
+            size += reader.size
+        self._check_names(tensors)
+        return Facts(self.path, size, metadata, tensors, _MAX_STRINGS).header(version, data_offset)
+
+    def _read_file(self) -> tuple[int, dict[str, Value], list[TensorInfo], int]:
+        """Return version, metadata, tensors and where their data starts, of this file alone."""
         self._check_format()
         version, n_tensors, n_keys = self._unpack(struct.Struct("<4xIQQ"))
         if version not in (2, 3):
@@ -119,7 +137,7 @@ class _Reader:
         tensors = [self._tensor(alignment) for _ in range(n_tensors)]
         data_offset = -(-(self.base + self.pos) // alignment) * alignment
         self._check_tensors(tensors, data_offset)
-        return Facts(self.path, self.size, metadata, tensors, _MAX_STRINGS).header(version, data_offset)
+        return version, metadata, tensors, data_offset
 
     def _check_format(self) -> None:
         self._fill(0)
@@ -191,9 +209,11 @@ class _Reader:
             raise self._error(f"puts the tensor {quote(name)} at {offset:,}, which is not a multiple of {alignment}")
         return TensorInfo(name, shape, type_name, offset, n_weights // block_length * block_bytes)
 
-    def _check_tensors(self, tensors: list[TensorInfo], data_offset: int) -> None:
+    def _check_names(self, tensors: list[TensorInfo]) -> None:
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise self._error("has two tensors of the same name")
+
+    def _check_tensors(self, tensors: list[TensorInfo], data_offset: int) -> None:
         end = 0
         for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
             if tensor.offset < end:

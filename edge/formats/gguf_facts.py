@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from edge.errors import ModelFileError
-from edge.formats.gguf_header import ArrayInfo, GGUFHeader, TensorInfo, Value, quote, split_count, split_error
+from edge.formats.gguf_header import ArrayInfo, GGUFHeader, TensorInfo, Value, quote
 from edge.formats.gguf_tables import FILE_TYPE_GUESSED, FILE_TYPES
 
 __all__ = ["Facts"]
@@ -29,7 +29,7 @@ class Facts:
         max_tokens: more than the vocabulary of any model has.
 
     Raises:
-        ModelFileError: the file does not say which architecture it is, or is one part of a split model.
+        ModelFileError: the file does not say which architecture it is.
     """
 
     def __init__(
@@ -40,8 +40,6 @@ class Facts:
         self.tensors = tensors
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str) or not architecture:
-            if (parts := split_count(metadata)) > 1:  # only the first part has the model's own metadata
-                raise split_error(path.name, parts)
             raise self.error("does not say which architecture it is (general.architecture)", "It is not a language model.")
         self.architecture = architecture
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge.errors import ModelFileError
-
-__all__ = ["ArrayInfo", "GGUFHeader", "TensorInfo", "Value", "quote", "split_count", "split_error"]
+__all__ = ["ArrayInfo", "GGUFHeader", "TensorInfo", "Value", "quote", "split_count"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,8 @@ class TensorInfo:
         name: "blk.0.attn_q.weight", ...
         shape: in ggml's order, the fastest-varying dimension first.
         type: "Q4_0", "F32", ...
-        offset: of its first byte, from the start of the tensor data (`GGUFHeader.data_offset`), in bytes.
+        offset: of its first byte, from the start of the tensor data of its file (`GGUFHeader.data_offset` is that of the first
+            file), in bytes.
         size_bytes: its length in the file.
     """
 
@@ -53,9 +52,9 @@ class GGUFHeader:
     Attributes:
         version: of the format, 2 or 3.
         metadata: every key of the file; long lists as `ArrayInfo`, short ones as tuples.
-        tensors: in the file's order.
+        tensors: in the file's order; of a split model those of all files.
         data_offset: where the tensor data starts, in bytes from the start of the file.
-        file_bytes: size of the whole file.
+        file_bytes: size of the whole file, or of all files of a split model.
         architecture: llama.cpp's name: "llama", "qwen2", ...
         name: general.name.
         n_layer: number of blocks.
@@ -112,14 +111,6 @@ def split_count(metadata: Mapping[str, Value]) -> int:
     """Return the number of files of a split model; 1 where it is whole."""
     count = metadata.get("split.count", 1)
     return count if isinstance(count, int) and count > 1 else 1
-
-
-def split_error(name: str, n_parts: int) -> ModelFileError:
-    """Return the error for one part of a split model."""
-    return ModelFileError(
-        f"{name} is one of {n_parts} parts of a split model, which edge does not load.",
-        "Join them with llama.cpp's `llama-gguf-split --merge FIRST_PART OUT.gguf`, and give that file.",
-    )
 
 
 def quote(value: object) -> str:

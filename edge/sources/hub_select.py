@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge.errors import ModelFileError, ModelNotFoundError, UsageError
-from edge.formats.artifact import is_gguf, is_side_file, split_parts
+from edge.formats.artifact import is_gguf, is_side_file
+from edge.formats.gguf_shards import split_parts
 from edge.sources.base import quantisation_of, safe_name
 from edge.units import quoted
 
@@ -80,8 +81,8 @@ def select(names: Sequence[str], selector: str | None, repo_id: str) -> Selected
     if parts or (not whole and not selector and not folders):
         part = (parts or models)[0]
         raise ModelFileError(
-            f"hf:{repo_id}: {part} is split into {split_parts(part)} files, which edge does not load.",
-            f"{_offer(repo_id, whole, others)} Or join the parts with `llama-gguf-split --merge` and give the path.",
+            f"hf:{repo_id}: {part} is split into {split_parts(part)} files, which edge does not download.",
+            f"{_offer(repo_id, whole, others)} Or download them into one folder, and give the path of the first.",
         )
     if matches:
         raise UsageError(f"hf:{repo_id} holds {len(matches)} files that fit.", _offer(repo_id, matches, others))

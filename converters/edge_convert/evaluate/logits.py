@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, ModelNotFoundError
+from edge.formats.gguf_shards import gguf_files, is_later_shard
 from edge_convert.checkpoint import read_json, read_template
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def find_format(path: Path) -> str:
 def model_in(path: Path) -> Path:
     """Return the only GGUF or package in a folder that `edge convert` made; any other path as it is."""
     inside = sorted([*path.glob("*.gguf"), *path.glob("*.mlpackage")]) if path.suffix != ".mlpackage" else []
+    inside = [model for model in inside if not is_later_shard(model.name)]
     return inside[0] if len(inside) == 1 and not (path / "config.json").is_file() else path
 
 
@@ -176,9 +178,9 @@ def greedy(model: LogitModel, tokens: Sequence[int], n: int) -> list[int]:
 
 
 def size_on_disk(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder."""
+    """Return the bytes of a file, of all files of a split model, or of all files below a folder."""
     if path.is_file():
-        return path.stat().st_size
+        return sum(file.stat().st_size for file in gguf_files(path))
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

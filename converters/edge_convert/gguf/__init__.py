@@ -10,6 +10,7 @@ tokenizer.py       that as the keys of a GGUF file
 check_logits.py    proof that llama.cpp computes what transformers does
 quantise.py        quantisation, and proof that the tokenizer is the same
 imatrix.py         the importance matrix; imatrix_child.py computes it, imatrix_file.py reads and writes llama.cpp's files
+shards.py          a model in several files, and joined again
 llama.py           llama.cpp's C functions, for child processes
 blocks.py          blocks of int4 weights as numbers
 engine.py          runs llama.cpp's work in a child process, engine_child.py

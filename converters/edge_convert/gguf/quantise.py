@@ -15,6 +15,7 @@ from edge.formats.gguf import GGUFHeader, read_header
 from edge.formats.gguf_tables import FILE_TYPES
 from edge_convert.full_disk import name_full_disk
 from edge_convert.gguf.engine import run_task
+from edge_convert.gguf.shards import MIN_SHARD_BYTES
 from edge_convert.strings import varied_strings
 from edge_convert.tokenizer_files import library_reads, load_tokenizer
 
@@ -54,6 +55,7 @@ class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
         calibration_tokens: at most, of that text.
         imatrix: file with an importance matrix, instead of computing one.
         save_imatrix: file to store the importance matrix in; None stores it nowhere.
+        shard_bytes: of the weights in a file, beyond which a result is split into several; 0 never splits.
         threads: CPU threads; 0 is all.
     """
 
@@ -63,6 +65,7 @@ class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
     calibration_tokens: int = 8_192
     imatrix: Path | None = None
     save_imatrix: Path | None = None
+    shard_bytes: int = 0
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -72,6 +75,8 @@ class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
             if name in _NEED_IMATRIX and not self.use_imatrix:
                 raise UsageError(f"{name} has too few bits to be made without an importance matrix.", "Leave out --no-imatrix.")
 
+        if self.shard_bytes and self.shard_bytes < MIN_SHARD_BYTES:
+            raise UsageError(f"A file of {self.shard_bytes:,} bytes is too small for weights.", "For example: --shard 2GB")
         if self.imatrix and self.save_imatrix:
             raise UsageError(f"{self.imatrix} is a file already.", "Leave out --save-imatrix.")
         if (self.imatrix or self.save_imatrix) and not self.use_imatrix:

@@ -18,6 +18,7 @@ from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_
 from edge_convert.gguf.imatrix_file import check_fits
 from edge_convert.gguf.limits import check_config, check_output_bias
 from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, describe_types, needs_imatrix, quantise
+from edge_convert.gguf.shards import split_into_shards
 from edge_convert.gguf.vocabulary import check_kind
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
 
@@ -41,7 +42,7 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
         check_output_bias(open_checkpoint(facts.input.path, source=facts.input.source))
     options = request.gguf
     copied = facts.quantised if facts.input.kind == "gguf" and not facts.made_by else None
-    steps = [_copy_step(facts, name) for name in options.quantisations if name == copied]
+    steps = [_copy_step(facts, options, name) for name in options.quantisations if name == copied]
     rest = tuple(name for name in options.quantisations if name != copied)
     wanted = msgspec.structs.replace(options, quantisations=rest)
     if (options.imatrix or options.save_imatrix) and not needs_imatrix(wanted):
@@ -180,6 +181,7 @@ def _quantise_step(facts: Facts, options: GgufOptions, name: str) -> Step:
         if matrix is not None:
             recipe["importance matrix"] = _origin(options, matrix)
         recipe["types of the weights"] = describe_types(path)
+        recipe |= _split(path, options)
         facts.write_manifest(folder, folder_of, "gguf", name, recipe)
 
     return Step(
@@ -200,10 +202,18 @@ def _origin(options: GgufOptions, matrix: Path) -> str:
     return f"{options.calibration_tokens} tokens of the text {digest_of(read_calibration(options.calibration))[:16]}"
 
 
-def _copy_step(facts: Facts, name: str) -> Step:
+def _split(path: Path, options: GgufOptions) -> dict[str, str]:
+    """Split a result if that is wanted, and return the line of its recipe about it."""
+    if not options.shard_bytes:
+        return {}
+    return {"files": str(len(split_into_shards(path, options.shard_bytes)))}
+
+
+def _copy_step(facts: Facts, options: GgufOptions, name: str) -> Step:
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        shutil.copyfile(facts.input.path, folder / f"{facts.name}-{name}.gguf")
-        recipe = {"quantisation": name, "made by": "copying the source"}
+        path = folder / f"{facts.name}-{name}.gguf"
+        shutil.copyfile(facts.input.path, path)
+        recipe = {"quantisation": name, "made by": "copying the source", **_split(path, options)}
         facts.write_manifest(folder, folder_of, "gguf", name, recipe)
 
     size = facts.input.path.stat().st_size

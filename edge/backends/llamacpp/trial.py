@@ -35,7 +35,7 @@ from edge.errors import (
     StorageError,
 )
 from edge.files import read_record, write_private
-from edge.hashes import file_sha256
+from edge.hashes import file_sha256, files_sha256
 
 if TYPE_CHECKING:
     from edge.adapters import Adapter
@@ -122,9 +122,13 @@ def try_file(
                 write_private(path, json.dumps({"problem": problem}).encode())
         return problem or ""
 
-    digest = artifact.sha256 or file_sha256(
-        artifact.path, cache_dir=cache_dir, on_bytes=lambda done: report(done / max(artifact.size_bytes, done), _STAGE)
-    )
+    def on_bytes(done: int) -> None:
+        report(done / max(artifact.size_bytes, done), _STAGE)
+
+    first, *others = artifact.weight_files
+    digest = artifact.sha256 or file_sha256(first, cache_dir=cache_dir, on_bytes=on_bytes)
+    if others:
+        digest = files_sha256(artifact.weight_files, cache_dir=cache_dir)
     wanted: list[Adapter | None] = [None] if digest not in KNOWN_GOOD else []
     for adapter in (*wanted, *plan.adapters):
         try:

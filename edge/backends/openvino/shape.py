@@ -128,6 +128,7 @@ def why_not(header: GGUFHeader) -> str:
     names = {tensor.name.split(".", 2)[-1] if tensor.name.startswith("blk.") else tensor.name for tensor in header.tensors}
     pattern = about.get(f"{arch}.attention.sliding_window_pattern", 0)
     checks = (
+        (header.split_count > 1, "it is split into several files"),
         (arch not in ARCHITECTURES, f"its architecture is {arch}, and {', '.join(ARCHITECTURES)} are known"),
         (isinstance(header.n_head, tuple) or isinstance(header.n_head_kv, tuple), "its layers have different numbers of heads"),
         (header.head_dim_k != header.head_dim_v, "its keys and values have different lengths"),

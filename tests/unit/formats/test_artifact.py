@@ -171,31 +171,63 @@ def test_gguf_files_that_are_no_language_model(tmp_path: Path, options: dict[str
         open_artifact(path)
 
 
-def test_a_part_of_a_split_model_is_refused_by_name(tmp_path: Path) -> None:
-    """Written by llama.cpp's own writer in two parts; the second part has no architecture of its own."""
-    folder = tmp_path / "parts"
+def split_model(folder: Path, n: int = 2) -> list[Path]:
+    """Write a model in parts by llama.cpp's own writer; only the first says what model it is."""
     folder.mkdir()
     writer = gguf.GGUFWriter(folder / "m.gguf", "llama", split_max_tensors=1)
     writer.add_block_count(1)
     writer.add_embedding_length(8)
-    for i in range(2):
+    for i in range(n):
         writer.add_tensor(f"t{i}", np.zeros((8, 8), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     parts = sorted(folder.glob("*.gguf"))
-    assert len(parts) == 2
-    with pytest.raises(ModelFileError, match="one of 2 parts") as caught:
-        open_artifact(parts[0])
-    assert "llama-gguf-split --merge" in caught.value.hint
-    with pytest.raises(ModelFileError, match="one of 2 parts"):
+    assert len(parts) == n
+    return parts
+
+
+def test_a_split_model_is_opened_by_its_first_file_or_its_folder(tmp_path: Path) -> None:
+    parts = split_model(tmp_path / "parts", 3)
+    artifact = open_artifact(parts[0])
+    assert artifact.weight_files == tuple(parts)
+    assert artifact.size_bytes == sum(part.stat().st_size for part in parts)
+    assert artifact.header is not None
+    assert [tensor.name for tensor in artifact.header.tensors] == ["t0", "t1", "t2"]
+    for place in (parts[0].parent, tmp_path):
+        assert [one.path for one in open_artifacts(place)] == [parts[0]]
+    whole = write_model(parts[0].parent / "whole.gguf")
+    assert open_artifact(parts[0].parent).path == open_artifact(tmp_path).path == whole
+
+
+def test_mistakes_with_split_models_are_said_by_name(tmp_path: Path) -> None:
+    parts = split_model(tmp_path / "parts", 3)
+    with pytest.raises(ModelFileError, match="part 2 of a model in 3 files") as caught:
         open_artifact(parts[1])
-    for place in (folder, tmp_path):
-        with pytest.raises(ModelFileError, match=r"m-00001-of-00002\.gguf is one of 2 parts"):
-            open_artifacts(place)
-    whole = write_model(folder / "whole.gguf")
-    assert open_artifact(folder).path == open_artifact(tmp_path).path == whole
+    assert caught.value.hint == "Give the first one: m-00001-of-00003.gguf"
+    renamed = parts[0].rename(tmp_path / "parts" / "other.gguf")
+    with pytest.raises(ModelFileError, match="the first of 3 files of a model, and its name does not say so"):
+        open_artifact(renamed)
+    with pytest.raises(ModelNotFoundError, match=r"its first file, m-00001-of-00003\.gguf, is not there"):
+        parts[0].with_name("empty").mkdir()
+        for part in parts[1:]:
+            part.rename(parts[0].with_name("empty") / part.name)
+        open_artifact(parts[0].with_name("empty"))
+
+
+def test_a_missing_or_foreign_part_is_said_by_name(tmp_path: Path) -> None:
+    parts = split_model(tmp_path / "parts", 3)
+    taken = parts[1].read_bytes()
+    parts[1].unlink()
+    with pytest.raises(ModelNotFoundError, match=r"m-00002-of-00003\.gguf is not beside it"):
+        open_artifact(parts[0])
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(ModelFileError, match=r"m-00002-of-00003\.gguf is not part 2 of m-00001-of-00003\.gguf"):
+        open_artifact(parts[0])
+    parts[1].write_bytes(taken[:-100])
+    with pytest.raises(ModelFileError, match=r"m-00002-of-00003\.gguf is cut off"):
+        open_artifact(parts[0])
 
 
 def test_a_split_model_of_one_part_is_whole(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ __all__ = ["RepetitionResult", "ask", "compare", "is_loop", "read_prompts", "rep
 MAX_TOKENS = 192
 _N = 4  # words of an n-gram
 _MAX_REPEATS = 3
+_FEWEST_WORDS = 20
 
 
 class RepetitionResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,13 +54,18 @@ def ask(prompt: str) -> Ask:
 
 
 def compare(replies: Sequence[str], teacher: Sequence[str] | None = None) -> RepetitionResult:
-    """Measure replies, and the teacher's."""
+    """Measure replies, and the teacher's. Those of fewer than 20 words are left out: they are too short to repeat anything."""
+    replies, teacher = _long(replies), None if teacher is None else _long(teacher)
     return RepetitionResult(
         loops=share_of(map(is_loop, replies)),
         repeated=mean_of([repeated_share(reply) for reply in replies]),
         teacher_loops=None if teacher is None else share_of(map(is_loop, teacher)),
         teacher_repeated=None if teacher is None else mean_of([repeated_share(reply) for reply in teacher]),
     )
+
+
+def _long(replies: Sequence[str]) -> list[str]:
+    return [reply for reply in replies if len(re.findall(r"\w+", reply)) >= _FEWEST_WORDS]
 
 
 def is_loop(reply: str) -> bool:

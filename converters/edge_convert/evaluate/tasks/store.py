@@ -15,6 +15,7 @@ import msgspec
 
 from edge.errors import StorageError
 from edge.files import read_record, write_private
+from edge.formats.gguf_shards import gguf_files
 from edge.hashes import file_sha256, join_sha256
 from edge_convert.evaluate.tasks.asks import AnswerOptions, Ask
 from edge_convert.manifest import tool_versions
@@ -75,10 +76,10 @@ class ReplyStore:
 
 
 def _key(model: Path, options: AnswerOptions, cache_dir: Path) -> str:
-    files = [model] if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())
-    weights = join_sha256(
-        [(str(path.relative_to(model)) if path != model else "", file_sha256(path, cache_dir=cache_dir)) for path in files]
-    )
+    files = {path.name: path for path in gguf_files(model)}
+    if model.is_dir():
+        files = {str(path.relative_to(model)): path for path in sorted(model.rglob("*")) if path.is_file()}
+    weights = join_sha256([(name, file_sha256(path, cache_dir=cache_dir)) for name, path in files.items()])
     parts = (weights, options.n_parallel, options.backend, sorted(tool_versions(*_ENGINES).items()))
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 

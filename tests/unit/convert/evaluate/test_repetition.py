@@ -34,6 +34,11 @@ def test_comparison() -> None:
     assert result.teacher_repeated and result.teacher_repeated.value == 0.0
 
 
+def test_short_replies_do_not_count() -> None:
+    result = compare(["Yes.", PROSE, ""])
+    assert (result.loops.n, result.repeated.n) == (1, 1)
+
+
 def test_prompts_ask_for_long_replies_and_differ() -> None:
     prompts = read_prompts()
     assert len(prompts) == len(set(prompts)) == 28

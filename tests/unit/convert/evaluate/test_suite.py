@@ -67,7 +67,7 @@ def test_a_student_is_judged_beside_its_teacher(model_at: Models) -> None:
     assert (found.facts.teacher.n_yes, found.facts.right.n_yes) == (15, 5)
     assert found.facts.kept == found.facts.same == found.facts.right
     assert found.instructions and found.instructions.followed.n == 15
-    assert found.repetition and found.repetition.loops.n == 15
+    assert found.repetition and found.repetition.loops.n == 0  # "no" is too short to repeat anything
     assert [share for _, share in seen] == sorted(share for _, share in seen)
     assert seen[0][0] == "tasks: teacher.gguf"
     assert seen[-1] == ("tasks: student.gguf", 1.0)
