@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge_convert.smaller.recipe import ANSWERS_AT_ONCE, CHOICE_TOKENS, ROWS_AT_ONCE
 
 if TYPE_CHECKING:
@@ -21,11 +23,13 @@ __all__ = [
     "cut_layers",
     "distil",
     "evaluate",
+    "fit_blocks",
     "merge_adapter",
     "quantise",
     "read_gguf",
     "read_texts",
     "read_tokenizer",
+    "recover",
     "tokenise_texts",
     "trim_vocabulary",
     "write_answers",
@@ -123,7 +127,7 @@ def tokenise_texts(facts: Facts, n_tokens: int) -> int:
 
 def read_texts(facts: Facts, recipe: Recipe) -> int:
     """Estimate the teacher reading texts."""
-    return _TORCH + 2 * facts.n_params + _READ_BYTES * recipe.training.window * facts.width
+    return _TORCH + 2 * facts.n_params + _READ_BYTES * recipe.trainings[0].window * facts.width
 
 
 def cut_layers(facts: Facts, recipe: Recipe) -> int:
@@ -149,3 +153,17 @@ def distil(student: Facts, recipe: Recipe) -> int:
     logits = ROWS_AT_ONCE * student.n_vocab
     step = max(10 * n_trained + _TRAINED_BYTES * n_hidden, 16 * logits)
     return _TORCH + 2 * student.n_params + 12 * n_trained + step + 4 * logits
+
+
+def fit_blocks(facts: Facts, n_tokens: int) -> int:
+    """Estimate fitting blocks: gradients of a batch in all layers, then moments of a layer's inputs and their inverse."""
+    n_hidden = 4 * 256 * facts.n_layers * facts.width
+    walked = 2 * n_tokens * facts.width * 3 + 40 * facts.columns**2 + 16 * facts.layer_params
+    return _TORCH + 2 * facts.n_params + max(_TRAINED_BYTES * n_hidden + 16 * ROWS_AT_ONCE * facts.n_vocab, walked)
+
+
+def recover(facts: Facts, recipe: Recipe) -> int:
+    """Estimate training on a grid: beside what a training takes, codes, unquantised weights and parts, 6 bytes a weight."""
+    assert recipe.recovery is not None
+    plain = msgspec.structs.replace(recipe, training=recipe.recovery)
+    return distil(facts, plain) + 6 * facts.n_layers * facts.layer_params

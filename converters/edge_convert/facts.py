@@ -50,6 +50,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         coreml_stateful: see CoreMLOptions.
         force: replace existing results.
         smaller: make the model smaller first, by this recipe.
+        recovery: train the quantised weights, by this recipe's texts and `recovery`.
         adapter: merge this adapter first, before the model is made smaller.
         frontier_minutes: search a frontier of students for so long instead of converting (`edge_convert.frontier`); 0 converts.
         frontier_speed: decode speed in times the source's that its students are to reach; 0 is any.
@@ -66,6 +67,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     coreml_stateful: bool = True
     force: bool = False
     smaller: Recipe | None = None
+    recovery: Recipe | None = None
     adapter: Adapter | None = None
     frontier_minutes: float = 0.0
     frontier_speed: float = 0.0

@@ -26,6 +26,7 @@ from edge_convert.gguf.steps import read_step, tokenizer_step
 from edge_convert.inputs import Input
 from edge_convert.manifest import digest_file, tool_versions
 from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress, digest_of
+from edge_convert.recover.steps import RECOVERED, check_recoverable
 from edge_convert.smaller.recipe import with_texts
 from edge_convert.smaller.steps import adapter_key, made_smaller, merge_step, merged, recipe_key, smaller_steps
 from edge_convert.smaller.vocabulary_steps import with_vocabulary
@@ -66,7 +67,7 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
     _check_smaller(request, facts)
     request = _completed(request, facts)
     tools = [tool for form in request.formats for tool in TARGETS[form].tools]
-    tools += SMALLER_TOOLS if request.changes_model else ()
+    tools += SMALLER_TOOLS if request.changes_model or request.recovery else ()
     return Plan(
         title=f"{facts.name} ({facts.architecture.title}, {facts.n_params / 1e6:,.0f} million weights)",
         out=out,
@@ -105,10 +106,14 @@ def _check_smaller(request: Request, facts: Facts) -> None:
 def _completed(request: Request, facts: Facts) -> Request:
     """Fill in the open parts of a request."""
     if "gguf" in request.formats and not request.gguf.quantisations:
-        gguf = msgspec.structs.replace(request.gguf, quantisations=(BY_BITS[request.bits],))
+        name = RECOVERED[0] if request.recovery and request.bits == 4 else BY_BITS[request.bits]
+        gguf = msgspec.structs.replace(request.gguf, quantisations=(name,))
         request = msgspec.structs.replace(request, gguf=gguf)
     if request.smaller:
         request = msgspec.structs.replace(request, smaller=with_texts(request.smaller, facts.n_params))
+    if request.recovery:
+        check_recoverable(request.formats, request.gguf.quantisations)
+        request = msgspec.structs.replace(request, recovery=with_texts(request.recovery, facts.n_params))
     return request
 
 
@@ -217,8 +222,9 @@ def _request_key(request: Request) -> str:
     is_calibrated = request.gguf.use_imatrix or "coreml" in request.formats
     calibration = read_calibration(request.gguf.calibration) if is_calibrated else ""
     gguf = msgspec.structs.replace(request.gguf, calibration=None, threads=0, imatrix=None)
-    plain = msgspec.structs.replace(request, force=False, smaller=None, adapter=None, gguf=gguf)
+    plain = msgspec.structs.replace(request, force=False, smaller=None, recovery=None, adapter=None, gguf=gguf)
     changes = [recipe_key(request.smaller)] if request.smaller else []
+    changes += ["recovery", recipe_key(request.recovery)] if request.recovery else []
     changes += [adapter_key(request.adapter)] if request.adapter else []
     changes += [file_sha256(request.gguf.imatrix)] if request.gguf.imatrix else []
     return str(plain) + digest_of(calibration) + "".join(changes)

@@ -21,6 +21,7 @@ from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, des
 from edge_convert.gguf.shards import split_into_shards
 from edge_convert.gguf.vocabulary import check_kind
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
+from edge_convert.recover.steps import fit_step, reading_steps, recovery_step
 
 __all__ = ["make_steps", "read_step", "tokenizer_step"]
 
@@ -35,6 +36,7 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
 
     Raises:
         ModelFileError: llama.cpp cannot run this variant of the architecture.
+        UsageError: blocks that are copied are to be recovered.
     """
     check_config(facts.model, facts.architecture)
     if facts.input.kind == "checkpoint":
@@ -50,6 +52,10 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
             f"{', '.join(options.quantisations)} is made without an importance matrix.",
             "Name another quantisation, or leave it out.",
         )
+    if not rest and request.recovery:
+        raise UsageError(
+            f"The {copied} blocks of the source are copied, so there is nothing to recover.", "Name another type: --quant Q4_0"
+        )
     if not rest:
         return steps
     steps.append(_write_step(facts))
@@ -57,7 +63,14 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
         steps.append(_given_imatrix_step(wanted.imatrix) if wanted.imatrix else _imatrix_step(facts, wanted))
         if wanted.save_imatrix:
             steps.append(_save_step(wanted.save_imatrix))
-    return steps + [_quantise_step(facts, wanted, name) for name in rest]
+    if request.recovery is None:
+        return steps + [_quantise_step(facts, wanted, name) for name in rest]
+    steps += reading_steps(facts, request.recovery, options.n_threads)
+    for name in rest:
+        plain = _quantise_step(facts, wanted, name, is_plain=True)
+        fitted = fit_step(facts, name, plain.name, options.n_threads)
+        steps += [plain, fitted, recovery_step(facts, request.recovery, name, plain.name, fitted.name, options.n_threads)]
+    return steps
 
 
 def read_step(facts: Facts) -> Step:
@@ -168,7 +181,8 @@ def _save_step(file: Path) -> Step:
     return Step(name="save-imatrix", title=f"Store the importance matrix as {file.name}", work=work, seconds=1)
 
 
-def _quantise_step(facts: Facts, options: GgufOptions, name: str) -> Step:
+def _quantise_step(facts: Facts, options: GgufOptions, name: str, *, is_plain: bool = False) -> Step:
+    """Plan the quantisation; `is_plain` if it is not the result, but what a recovery begins with."""
     uses_matrix = needs_imatrix(msgspec.structs.replace(options, quantisations=(name,)))
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
@@ -185,10 +199,10 @@ def _quantise_step(facts: Facts, options: GgufOptions, name: str) -> Step:
         facts.write_manifest(folder, folder_of, "gguf", name, recipe)
 
     return Step(
-        name=f"gguf-{name}",
+        name=f"plain-{name}" if is_plain else f"gguf-{name}",
         title=f"Write {name}" if name in FLOATS else f"Quantise to {name}",
         work=work,
-        artifact=True,
+        artifact=not is_plain,
         seconds=1 + facts.f16_bytes / (_CORE_BYTES_S * options.n_threads),
         disk_bytes=int(facts.n_params * _bits(name) / 8),
         memory_bytes=estimates.quantise(facts),

@@ -29,7 +29,7 @@ from edge_convert.smaller.records import HeldOut, Report
 from edge_convert.smaller.teacher import hidden_rows
 from edge_convert.torch_models import layers_of
 
-__all__ = ["FloatMasters", "Masters", "distil", "measure"]
+__all__ = ["FloatMasters", "Masters", "distil", "measure", "trained_weights"]
 
 _CLIP = 1.0
 _PROGRESS_TOKENS = 2048
@@ -128,6 +128,12 @@ def distil(
     )
 
 
+def trained_weights(student: Any) -> dict[str, Any]:
+    """Return the weights that a training changes: those of the layers ("0.mlp.up_proj.weight") and the last norm's."""
+    last = {f"norm.{name}": weight for name, weight in student.base_model.norm.named_parameters()}
+    return {**dict(layers_of(student).named_parameters()), **last}
+
+
 def measure(student: Any, corpus: Corpus, held_hidden: dict[str, Any]) -> dict[str, HeldOut]:
     """Measure a student on each held-out text."""
     return {
@@ -173,13 +179,9 @@ class _Run:
         self._student, self._corpus, self._hidden, self._held = student, corpus, hidden, held_hidden
         self._training, self._folder = training, folder
         self._head = head_of(student)
-        trained = [
-            *layers_of(student).named_parameters(),
-            *((f"norm.{n}", p) for n, p in student.base_model.norm.named_parameters()),
-        ]
-        for _, parameter in trained:
+        self._weights = trained_weights(student)
+        for parameter in self._weights.values():
             parameter.requires_grad_(True)
-        self._weights = dict(trained)
         self._kind = masters
         self._masters = {name: master.requires_grad_(True) for name, master in masters.start(self._weights).items()}
         groups = [

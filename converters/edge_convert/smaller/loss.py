@@ -63,6 +63,28 @@ class Head:
                 torch.mm(ours, self._weight, out=found[rows])
         return found.div_(len(student))
 
+    def sampled_gradient(self, hidden: Any, chance: Any) -> Any:
+        """Return the gradient of -log p of a token sampled from p, for each row: its squares make the Fisher information.
+
+        Args:
+            hidden: [n, width].
+            chance: generator of the sampling.
+
+        Returns:
+            [n, width], in the dtype of `hidden`; rows are not divided by their number.
+        """
+        found = torch.empty_like(hidden)
+        with torch.no_grad():
+            for start in range(0, len(hidden), self._chunk):
+                rows = slice(start, start + self._chunk)
+                logits = self.logits(hidden[rows])
+                slope = 1 if self._cap is None else 1 - (logits / self._cap).square()
+                share = logits.softmax(-1)
+                token = torch.multinomial(share, 1, generator=chance)
+                share.scatter_add_(1, token, torch.full_like(token, -1, dtype=share.dtype))
+                found[rows] = (share * slope).to(hidden.dtype) @ self._weight
+        return found
+
     def divergence(self, student: Any, teacher: Any) -> tuple[Any, Any]:
         """Return KL(teacher || student) and whether both prefer the same token, for each row.
 

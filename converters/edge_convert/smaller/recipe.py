@@ -11,11 +11,25 @@ from edge.errors import ConfigError, UsageError
 from edge.files import expand_user, parse_toml, shipped, toml_text
 from edge.units import reason
 
-__all__ = ["METHOD", "Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
+__all__ = [
+    "METHOD",
+    "Recipe",
+    "Recovery",
+    "Source",
+    "Text",
+    "Training",
+    "check_recipe",
+    "find_recipe",
+    "list_recipes",
+    "with_texts",
+]
 
 BETAS = (0.7, 0.95)
 METHOD = f"forward KL, AdamW with betas {BETAS[0]} and {BETAS[1]}, linear learning-rate decay"
 """The part of a training that no recipe sets: it decides the weights, too."""
+
+RECOVERY_LR = 0.005
+"""Highest learning rate of quantised weights, in steps of their grid."""
 
 CHOICE_TOKENS, DIVERGENCE_TOKENS = 8192, 1024
 """Tokens that layers are chosen on, by influence and by divergence."""
@@ -24,6 +38,7 @@ ANSWERS_AT_ONCE, ROWS_AT_ONCE = 128, 256
 """Answers that the teacher writes in a batch; rows of logits that exist at a time."""
 
 _READ_IN_A_MINUTE, _READ_BY = 55_000, 135e6  # tokens; half of a teacher of that many weights, on two cores
+_RECOVERY_READS = 8
 _FEWEST_TOKENS, _MOST_ANSWERS = 50_000, 3_500  # there are prompts for a few more
 _MOST_MINUTES = 60 * 24 * 366  # of a year; also refuses an infinity
 _ANSWER_TOKENS, _ROOM_FOR_PROMPT = 200, 56  # the prompt with the template's own text
@@ -107,8 +122,15 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     save_s: float = 60.0
 
 
+class Recovery(Training, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the training of quantised weights; the learning rate is in steps of their grid."""
+
+    lr: float = RECOVERY_LR
+    warmup: float = 0.1
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A recipe that makes a model smaller.
+    """A recipe that makes a model smaller, recovers what its quantisation costs, or both.
 
     Attributes:
         title: for people.
@@ -122,6 +144,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             makes no difference.
         texts: to train and measure on; () is filled in by `with_texts`.
         training: how.
+        recovery: how quantised weights are trained; None leaves that out.
     """
 
     title: str = ""
@@ -133,6 +156,17 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     repair_tokens: int = 0
     texts: tuple[Text, ...] = ()
     training: Training = Training()
+    recovery: Recovery | None = None
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """The trainings that are wanted."""
+        return (*((self.training,) if self.is_trained else ()), *((self.recovery,) if self.recovery else ()))
+
+    @property
+    def is_smaller(self) -> bool:
+        """Whether something is left out."""
+        return bool(self.keep_layers or self.keep_ffn or self.keep_vocab)
 
     @property
     def label(self) -> str:
@@ -156,18 +190,25 @@ def with_texts(recipe: Recipe, n_params: int) -> Recipe:
         recipe: from `check_recipe`.
         n_params: of the teacher.
     """
-    if recipe.texts or not recipe.is_trained:
+    if recipe.texts or not recipe.trainings:
         return recipe
-    training = recipe.training
-    readable = training.minutes * _READ_IN_A_MINUTE * min(1.0, _READ_BY / n_params)
-    wanted = training.steps * training.batch * training.window if training.steps else int(readable)
+    window = min(training.window for training in recipe.trainings)
+    wanted = max(_wanted_tokens(training, n_params) for training in recipe.trainings)
     text = Text(
         name="answers",
-        tokens=min(max(wanted, _FEWEST_TOKENS), _MOST_ANSWERS * training.window),
+        tokens=min(max(wanted, _FEWEST_TOKENS), _MOST_ANSWERS * window),
         held_out_tokens=4096,
-        answer_tokens=max(8, min(_ANSWER_TOKENS, training.window - _ROOM_FOR_PROMPT)),
+        answer_tokens=max(8, min(_ANSWER_TOKENS, window - _ROOM_FOR_PROMPT)),
     )
     return msgspec.structs.replace(recipe, texts=(text,))
+
+
+def _wanted_tokens(training: Training, n_params: int) -> int:
+    """Return the tokens of text for a training. Recovery moves weights little, so it reads its text several times."""
+    share = 1 / _RECOVERY_READS if isinstance(training, Recovery) else 1.0
+    readable = training.minutes * _READ_IN_A_MINUTE * min(1.0, _READ_BY / n_params)
+    wanted = training.steps * training.batch * training.window if training.steps else readable
+    return int(wanted * share)
 
 
 def list_recipes() -> dict[str, Path]:
@@ -206,33 +247,39 @@ def check_recipe(recipe: Recipe, *, is_search: bool = False) -> Recipe:
     Raises:
         UsageError: it is refused.
     """
-    training = recipe.training
-    needs_training = bool(recipe.keep_layers or recipe.keep_ffn)
-    if not needs_training and not recipe.keep_vocab and not is_search:
+    if not recipe.is_smaller and recipe.recovery is None and not is_search:
         raise UsageError("A recipe says what stays: keep_layers, keep_ffn or keep_vocab.", "Give one of them: --keep-layers 24")
-    if (needs_training or recipe.is_trained) and not (training.minutes > 0) ^ (training.steps > 0):
+    lengths = [(training.minutes > 0) ^ (training.steps > 0) for training in recipe.trainings]
+    if not all(lengths) or ((recipe.keep_layers or recipe.keep_ffn) and not recipe.is_trained):
         raise UsageError(
             "A recipe says either how many minutes or how many steps it trains.", "Give one of them: --distill-minutes 30"
         )
     for number, parts in ((recipe.keep_layers, "layers"), (recipe.keep_ffn, "neurons"), (recipe.keep_vocab, "tokens")):
         if number < 0:
             raise UsageError(f"A model cannot keep {number} {parts}.", "Keep at least one.")
+    if len({training.window for training in recipe.trainings}) > 1:
+        raise UsageError("Both trainings of a recipe read the same windows.", "Give them the same window.")
     names = [text.name for text in recipe.texts]
     if recipe.texts and not any(text.tokens for text in recipe.texts):
         raise UsageError("The recipe has no text to train on.", "Give it one: [[texts]] in the recipe, or --distill-text FILE")
     if len(set(names)) < len(names) or not all(name.replace("-", "").replace("_", "").isalnum() for name in names):
         raise UsageError("The texts of a recipe have names of their own, of letters, digits and dashes.", "Rename them.")
     in_range = {
-        "minutes": training.minutes < _MOST_MINUTES,
-        "window": 16 <= training.window <= 4096,
-        "batch": training.batch >= 1,
-        "lr": 0 < training.lr < 1,
-        "warmup": 0 <= training.warmup < 1,
-        "weight_decay": 0 <= training.weight_decay < 1,
-        "save_s": training.save_s >= 0,
+        "minutes": all(training.minutes < _MOST_MINUTES for training in recipe.trainings),
+        "window": all(16 <= training.window <= 4096 for training in recipe.trainings),
+        "batch": all(training.batch >= 1 for training in recipe.trainings),
+        "lr": all(0 < training.lr < 1 for training in recipe.trainings),
+        "warmup": all(0 <= training.warmup < 1 for training in recipe.trainings),
+        "weight_decay": all(0 <= training.weight_decay < 1 for training in recipe.trainings),
+        "save_s": all(training.save_s >= 0 for training in recipe.trainings),
         "repair_tokens": recipe.repair_tokens >= 0,
         "tokens": all(text.tokens >= 0 and text.held_out_tokens >= 0 for text in recipe.texts),
-        "answer_tokens": all(8 <= text.answer_tokens < training.window for text in recipe.texts if text.is_written),
+        "answer_tokens": all(
+            8 <= text.answer_tokens < training.window
+            for text in recipe.texts
+            for training in recipe.trainings
+            if text.is_written
+        ),
         "temperature": all(0 < text.temperature <= 2 for text in recipe.texts),
     }
     wrong = [name for name, is_good in in_range.items() if not is_good]

@@ -79,6 +79,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     course: tuple[tuple[float, float], ...]
     device: str = "cpu"
 
+    @property
+    def is_nearer(self) -> bool:
+        """Whether the held-out divergence fell; true if nothing was held out."""
+        before, after = (sum(held.divergence for held in part.values()) for part in (self.before, self.after))
+        return not self.after or after < before
+
 
 def read_provenance(path: Path) -> list[Provenance]:
     """Read the corpus.json of a corpus.

@@ -17,7 +17,7 @@ from edge_convert.pipeline import FolderOf, Step, StepProgress, Work, digest_of
 from edge_convert.smaller.layers import check_ffn, check_layers
 from edge_convert.smaller.lora import Adapter, check_fit, merge
 from edge_convert.smaller.prompts import built_in_prompts
-from edge_convert.smaller.recipe import CHOICE_TOKENS, DIVERGENCE_TOKENS, METHOD, Recipe, Text
+from edge_convert.smaller.recipe import CHOICE_TOKENS, DIVERGENCE_TOKENS, METHOD, Recipe, Text, Training
 from edge_convert.smaller.records import Choice, Provenance, Report
 from edge_convert.smaller.sources import find_file, read_documents
 from edge_convert.smaller.vocabulary_steps import vocabulary_step, with_vocabulary
@@ -25,16 +25,22 @@ from edge_convert.smaller.vocabulary_steps import vocabulary_step, with_vocabula
 __all__ = [
     "CORE_FLOPS",
     "adapter_key",
+    "describe_texts",
+    "hidden_step",
     "made_smaller",
     "merge_step",
     "merged",
     "reading_steps",
     "recipe_key",
     "smaller_steps",
+    "text_steps",
+    "training_seconds",
     "with_threads",
 ]
 
-CORE_FLOPS = 1.2e11  # a core in bfloat16, forward and backward; measured on one that has instructions for it
+CORE_FLOPS = 1.2e11
+"""Of a core in bfloat16, forward and backward; measured on one that has instructions for it."""
+
 _DECODE_SHARE, _PREFILL_SHARE = 0.5, 1.7  # of that speed, where the teacher writes, and where it only reads
 _REPORT, _CHOICE = "report.json", "choice.json"
 
@@ -82,7 +88,9 @@ def recipe_key(recipe: Recipe) -> str:
     files = [find_file(source) for text in recipe.texts for source in (text.source, text.prompts) if source is not None]
     files += [Path(recipe.begin) / "model.safetensors"] if recipe.begin else []
     training = msgspec.structs.replace(recipe.training, save_s=0.0)
-    return digest_of(METHOD, msgspec.structs.replace(recipe, title="", training=training), *map(_stamp, files))
+    recovery = msgspec.structs.replace(recipe.recovery, save_s=0.0) if recipe.recovery else None
+    plain = msgspec.structs.replace(recipe, title="", training=training, recovery=recovery)
+    return digest_of(METHOD, plain, *map(_stamp, files))
 
 
 def adapter_key(adapter: Adapter) -> str:
@@ -137,13 +145,35 @@ def smaller_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
 def reading_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
     """Plan the steps up to the teacher's hidden states, "hidden", over the texts, "text"; without training the first ones."""
     written = [text for text in recipe.texts if text.is_written]
-    steps = [_writing_step(facts, recipe, written, n_threads)] if written and not recipe.begin else []
+    steps = [_writing_step(facts, recipe, written, n_threads)] if written and recipe.is_trained and not recipe.begin else []
     if recipe.keep_vocab:
         steps.append(vocabulary_step(facts, recipe))
     if recipe.is_trained:
         teacher = with_vocabulary(facts, recipe)
-        steps += [_text_step(facts, teacher, recipe), _hidden_step(teacher, recipe, n_threads)]
+        steps += [_text_step(facts, teacher, recipe), hidden_step(teacher, recipe, n_threads)]
     return steps
+
+
+def text_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
+    """Plan the steps that make the texts of a recipe: what the teacher has to write, and all as tokens, "text"."""
+    written = [text for text in recipe.texts if text.is_written]
+    return [*([_writing_step(facts, recipe, written, n_threads)] if written else []), _text_step(facts, facts, recipe)]
+
+
+def training_seconds(training: Training, trained: int, head: int, n_threads: int) -> float:
+    """Estimate a training of so many weights below a head of so many."""
+    flops = training.steps * training.batch * training.window * 6 * (trained + head)
+    return 20 + (flops / (CORE_FLOPS * n_threads) if training.steps else 60 * training.minutes)
+
+
+def describe_texts(folder_of: FolderOf) -> str:
+    """Return the texts of a training, for a manifest."""
+    texts = msgspec.json.decode((folder_of("text") / "corpus.json").read_bytes(), type=list[Provenance])
+    return "; ".join(
+        f"{text.name}: {text.n_tokens} tokens of {text.origin}" + (f" ({text.licence})" if text.licence else "")
+        for text in texts
+        if text.n_tokens
+    )
 
 
 def _describe_adapter(adapter: Adapter) -> dict[str, str]:
@@ -155,7 +185,6 @@ def _describe(recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
     folder = folder_of(f"checkpoint-{recipe.label}")
     choice = msgspec.json.decode((folder / _CHOICE).read_bytes(), type=Choice)
     report = msgspec.json.decode((folder / _REPORT).read_bytes(), type=Report)
-    texts = msgspec.json.decode((folder_of("text") / "corpus.json").read_bytes(), type=list[Provenance])
     held_out = [
         f"{name} {report.before[name].divergence:.3f} to {report.after[name].divergence:.3f}" for name in sorted(report.after)
     ]
@@ -165,11 +194,7 @@ def _describe(recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
         **narrowed,
         "fitted by least squares": f"{choice.repaired} matrices on {recipe.repair_tokens} tokens" if choice.repaired else "no",
         "distilled": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s; {_terms(recipe)}",
-        "texts": "; ".join(
-            f"{text.name}: {text.n_tokens} tokens of {text.origin}" + (f" ({text.licence})" if text.licence else "")
-            for text in texts
-            if text.n_tokens
-        ),
+        "texts": describe_texts(folder_of),
         "held-out divergence": "; ".join(held_out) or "not measured",
     }
 
@@ -195,6 +220,8 @@ def _n_tokens(texts: Sequence[Text]) -> int:
 
 
 def with_threads(work: Work, n_threads: int) -> Work:
+    """Return a step's work that computes with so many threads."""
+
     def computing(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         import torch
 
@@ -208,7 +235,7 @@ def with_threads(work: Work, n_threads: int) -> Work:
 
 
 def _writing_step(facts: Facts, recipe: Recipe, texts: Sequence[Text], n_threads: int) -> Step:
-    wanted = _n_tokens(texts)
+    wanted, training = _n_tokens(texts), recipe.trainings[0]
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         from edge_convert.smaller.writing import write_answers
@@ -222,7 +249,7 @@ def _writing_step(facts: Facts, recipe: Recipe, texts: Sequence[Text], n_threads
                 on_progress(detail, before + part * share)
 
             teacher = facts.open(folder_of).folder
-            write_answers(folder, teacher, text, prompts, recipe.training.window, recipe.training.seed, on_part)
+            write_answers(folder, teacher, text, prompts, training.window, training.seed, on_part)
             before += share
 
     return Step(
@@ -239,7 +266,7 @@ def _writing_step(facts: Facts, recipe: Recipe, texts: Sequence[Text], n_threads
 
 def _text_step(whole: Facts, facts: Facts, recipe: Recipe) -> Step:
     """Plan the step that makes windows of tokens, those of the teacher: its vocabulary may be smaller than the whole one."""
-    wanted = _n_tokens(recipe.texts)
+    wanted, training = _n_tokens(recipe.texts), recipe.trainings[0]
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         from edge_convert.smaller.corpus import copy_corpus, pack, read_written, save_corpus, tokenise
@@ -261,7 +288,7 @@ def _text_step(whole: Facts, facts: Facts, recipe: Recipe) -> Step:
                 if recipe.keep_vocab:
                     documents = respell_all(documents, whole.open(folder_of).folder, source.folder)
                 origin, licence = f"{source.name}'s own writing", ""
-            parts, held = pack(documents, text, recipe.training.window, recipe.training.seed, filler)
+            parts, held = pack(documents, text, training.window, training.seed, filler)
             if len(parts[0]):
                 train.append(parts)
             if len(held[0]):
@@ -282,7 +309,8 @@ def _text_step(whole: Facts, facts: Facts, recipe: Recipe) -> Step:
     )
 
 
-def _hidden_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
+def hidden_step(facts: Facts, recipe: Recipe, n_threads: int, name: str = "hidden") -> Step:
+    """Plan the step in which a teacher reads the texts; its folder has the hidden states, a folder for each held-out text."""
     wanted = _n_tokens(recipe.texts)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
@@ -293,18 +321,18 @@ def _hidden_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         teacher = facts.open(folder_of).folder
         parts = {".": corpus.tokens, **{name: windows for name, (windows, _) in corpus.held_out.items()}}
         total, before = sum(windows.size for windows in parts.values()), 0
-        for name, windows in parts.items():
-            (folder / name).mkdir(exist_ok=True)
+        for part, windows in parts.items():
+            (folder / part).mkdir(exist_ok=True)
 
             def on_part(share: float, before: int = before, size: int = windows.size) -> None:
                 on_progress("", (before + share * size) / total)
 
-            write_hidden(folder / name, teacher, windows, on_part)
+            write_hidden(folder / part, teacher, windows, on_part)
             before += windows.size
 
     body = facts.n_layers * facts.layer_params
     return Step(
-        name="hidden",
+        name=name,
         title="The teacher reads the texts",
         work=with_threads(work, n_threads),
         seconds=3 + wanted * 2 * body / (CORE_FLOPS * n_threads * _PREFILL_SHARE),
@@ -398,13 +426,12 @@ def _distil_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         student_facts.write_manifest(folder, lambda step: folder if step == name else folder_of(step), "checkpoint", "BF16", {})
 
     trained = student_facts.n_layers * student_facts.layer_params
-    flops = training.steps * training.batch * training.window * (6 * trained + 6 * facts.n_vocab * facts.width)
     return Step(
         name=name,
         title=f"Distil: {training.steps:,} steps" if training.steps else f"Distil for {training.minutes:g} min",
         work=with_threads(work, n_threads),
         artifact=True,
-        seconds=20 + (flops / (CORE_FLOPS * n_threads) if training.steps else 60 * training.minutes),
+        seconds=training_seconds(training, trained, facts.n_vocab * facts.width, n_threads),
         # A saved state takes 12 bytes a weight; the old one stays until the new one is complete.
         disk_bytes=2 * student_facts.n_params + 24 * trained,
         memory_bytes=estimates.distil(student_facts, recipe),

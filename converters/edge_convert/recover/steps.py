@@ -1,0 +1,159 @@
+"""Recovery as steps of a conversion: what is read once, and the training of each quantised GGUF."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import UsageError
+from edge_convert import estimates
+from edge_convert.facts import Facts
+from edge_convert.manifest import Manifest
+from edge_convert.pipeline import FolderOf, Step, StepProgress
+from edge_convert.smaller.recipe import Recipe
+from edge_convert.smaller.records import Report
+from edge_convert.smaller.steps import CORE_FLOPS, describe_texts, hidden_step, text_steps, training_seconds, with_threads
+
+__all__ = ["FIT_TOKENS", "RECOVERED", "check_recoverable", "fit_step", "reading_steps", "recovery_step"]
+
+RECOVERED = ("Q4_0", "Q4_1", "IQ4_NL")
+"""GGUF quantisations whose blocks can be trained."""
+
+FIT_TOKENS = 16_384
+"""Tokens that blocks are fitted on."""
+
+_FIT_FLOPS = 18  # for each weight and token
+_HIDDEN, _REPORT, _FILE = "recover-hidden", "recovery.json", "trained.gguf"
+
+
+def check_recoverable(formats: tuple[str, ...], quantisations: tuple[str, ...]) -> None:
+    """Refuse results that cannot be recovered.
+
+    Raises:
+        UsageError: another format is asked for, or a type whose scales are quantised themselves.
+    """
+    if set(formats) != {"gguf"}:
+        raise UsageError(
+            "Only GGUF files are recovered.",
+            "Recover one first: --to gguf --quant Q4_0. Converted to ONNX or Core ML (--variants gpu) it keeps its blocks, and "
+            "OpenVINO runs it as it is.",
+        )
+    others = [name for name in quantisations if name not in RECOVERED]
+    if others:
+        raise UsageError(
+            f"{', '.join(others)} cannot be recovered: training needs plain blocks of one scale.",
+            f"Choose among {', '.join(RECOVERED)}: --quant Q4_0",
+        )
+
+
+def reading_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
+    """Plan the steps before a recovery: texts, unless the model was made smaller with them, and the teacher's states."""
+    texts = [] if recipe.is_trained else text_steps(facts, recipe, n_threads)
+    return [*texts, hidden_step(facts, recipe, n_threads, _HIDDEN)]
+
+
+def fit_step(facts: Facts, name: str, plain: str, n_threads: int) -> Step:
+    """Plan the step that fits the blocks of a quantised GGUF once more, before they are trained.
+
+    Args:
+        facts: of the unquantised model.
+        name: of the quantisation.
+        plain: step whose folder has the quantised file.
+        n_threads: to compute with.
+    """
+    file_name = f"{facts.name}-{name}.gguf"
+
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        from edge_convert.recover.fit import fit_blocks
+        from edge_convert.recover.gguf_blocks import GgufBlocks
+        from edge_convert.smaller.choose_layers import sample_windows
+        from edge_convert.smaller.corpus import load_corpus
+
+        file, checkpoint = folder / file_name, facts.open(folder_of)
+        shutil.copyfile(folder_of(plain) / file_name, file)
+        tokens = sample_windows(load_corpus(folder_of("text")).tokens, FIT_TOKENS)
+        fit_blocks(GgufBlocks(file, checkpoint), checkpoint, tokens, lambda share: on_progress("", share))
+
+    return Step(
+        name=f"fitted-{name}",
+        title=f"Fit the blocks of {name} to the model, layer by layer",
+        work=with_threads(work, n_threads),
+        seconds=10 + _FIT_FLOPS * FIT_TOKENS * facts.n_params / (CORE_FLOPS * n_threads),
+        disk_bytes=facts.n_params,
+        memory_bytes=estimates.fit_blocks(facts, FIT_TOKENS),
+        is_heavy=True,
+    )
+
+
+def recovery_step(facts: Facts, recipe: Recipe, name: str, plain: str, fitted: str, n_threads: int) -> Step:
+    """Plan the step that recovers a quantised GGUF.
+
+    Args:
+        facts: of the unquantised model.
+        recipe: with texts.
+        name: of the quantisation.
+        plain: step whose folder has the file as llama.cpp quantised it.
+        fitted: step whose folder has the file to begin with.
+        n_threads: to train with.
+    """
+    training = recipe.recovery
+    assert training is not None
+    file_name = f"{facts.name}-{name}.gguf"
+
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        from edge_convert.recover.train import recover
+        from edge_convert.smaller.corpus import load_corpus
+        from edge_convert.smaller.teacher import open_hidden
+
+        corpus, hidden = load_corpus(folder_of("text")), folder_of(_HIDDEN)
+        held_hidden = {held: open_hidden(hidden / held / "hidden.npy") for held in corpus.held_out}
+        # Under another name until it is whole: a run that is killed while it writes begins with the fitted file again.
+        trained = folder / _FILE
+        shutil.copyfile(folder_of(fitted) / file_name, trained)
+        report = recover(
+            trained,
+            facts.open(folder_of),
+            corpus,
+            open_hidden(hidden / "hidden.npy"),
+            held_hidden,
+            training,
+            folder,
+            on_progress,
+        )
+        trained.rename(folder / file_name)
+        (folder / _REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+        quantised = msgspec.json.decode((folder_of(plain) / "manifest.json").read_bytes(), type=Manifest)
+        lines = {**quantised.recipe, **_describe(report, recipe, folder_of)}
+        facts.write_manifest(folder, folder_of, "gguf", name, lines)
+
+    trained = facts.n_layers * facts.layer_params
+    length = f"for {training.minutes:g} min" if training.minutes else f"in {training.steps:,} steps"
+    return Step(
+        name=f"gguf-{name}",
+        title=f"Recover {name} {length}",
+        work=with_threads(work, n_threads),
+        artifact=True,
+        seconds=training_seconds(training, trained, facts.n_vocab * facts.width, n_threads),
+        disk_bytes=2 * facts.n_params + 24 * trained,
+        memory_bytes=estimates.recover(facts, recipe),
+        is_heavy=True,
+        resumes=True,
+    )
+
+
+def _describe(report: Report, recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
+    training = recipe.recovery
+    assert training is not None
+    held_out = [
+        f"{name} {report.before[name].divergence:.3f} to {report.after[name].divergence:.3f}" for name in sorted(report.after)
+    ]
+    kept = "" if report.is_nearer else "; so the fitted blocks were kept as they were before the training"
+    return {
+        "blocks fitted": f"with error feedback, on {FIT_TOKENS} tokens",
+        "recovered": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s; {training.batch} windows of "
+        f"{training.window}, learning rate {training.lr:g} steps of the grid, seed {training.seed}",
+        "recovered on": describe_texts(folder_of),
+        "held-out divergence of the recovery": ("; ".join(held_out) or "not measured") + kept,
+    }
