@@ -112,7 +112,7 @@ def _completed(request: Request, facts: Facts) -> Request:
     if request.smaller:
         request = msgspec.structs.replace(request, smaller=with_texts(request.smaller, facts.n_params))
     if request.recovery:
-        check_recoverable(request.formats, request.gguf.quantisations)
+        check_recoverable(facts, request.formats, request.gguf.quantisations)
         request = msgspec.structs.replace(request, recovery=with_texts(request.recovery, facts.n_params))
     return request
 

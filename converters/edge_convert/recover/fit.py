@@ -39,7 +39,7 @@ def fit_blocks(blocks: GgufBlocks, checkpoint: Checkpoint, tokens: Any, on_progr
         on_progress: called with the share that is done. What it raises stops the work.
     """
     model = open_model(checkpoint.folder)
-    batches = list(tokens.split(_BATCH))
+    batches = list(tokens.to(model.device).split(_BATCH))
     weights = importance(model, batches, lambda share: on_progress(share * _FISHER_SHARE))
     with torch.inference_mode():
         started = [layer_calls(model, batch) for batch in batches]
@@ -68,7 +68,7 @@ def importance(model: Any, batches: list[Any], on_progress: Callable[[float], No
     Returns:
         (number of the layer, name in it) -> a float32 [n * window] for each batch, the mean over all being 1.
     """
-    head, chance = head_of(model), torch.Generator().manual_seed(0)
+    head, chance = head_of(model), torch.Generator(model.device).manual_seed(0)
     found: dict[Any, list[Any]] = {}
     handles = []
 
@@ -132,7 +132,7 @@ def _fit(blocks: GgufBlocks, name: str, checkpoint: Checkpoint, moments: Any) ->
     kind = blocks.kind(name)
     if kind not in GRIDS:
         return blocks.floats(name)
-    codes, parts = assign(torch.from_numpy(checkpoint.load_f32(name)), moments, GRIDS[kind])
+    codes, parts = assign(torch.from_numpy(checkpoint.load_f32(name)).to(moments.device), moments, GRIDS[kind])
     blocks.write(name, codes, parts)
     return GRIDS[kind].values(codes, parts).flatten(1)
 
@@ -151,10 +151,10 @@ def assign(weight: Any, moments: Any, grid: Grid) -> tuple[Any, Parts]:
     size = grid.group
     n_rows, n_groups = len(weight), weight.shape[1] // size
     order = torch.argsort(-moments.diagonal().view(n_groups, size).sum(1))
-    columns = (order[:, None] * size + torch.arange(size)).flatten()
+    columns = (order[:, None] * size + torch.arange(size, device=order.device)).flatten()
     upper = _inverse_factor(moments[columns][:, columns])
     left = weight[:, columns].clone()
-    codes = torch.empty(n_rows, n_groups, size)
+    codes = torch.empty(n_rows, n_groups, size, device=weight.device)
     found: list[Parts] = []
     for number in range(n_groups):
         start, stop = number * size, (number + 1) * size

@@ -18,7 +18,7 @@ import torch
 from edge.formats.gguf import read_header
 from edge_convert.checkpoint import Checkpoint
 from edge_convert.gguf.blocks import BLOCK, checkpoint_rows, unpack_blocks
-from edge_convert.gguf.tensors import PERMUTED, gguf_names
+from edge_convert.gguf.tensors import PERMUTED, gguf_parts
 from edge_convert.recover.grids import Grid, ListedGrid, OffsetGrid, Parts, ScaledGrid
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class GgufBlocks:
     def __init__(self, path: Path, checkpoint: Checkpoint) -> None:
         header = read_header(path)
         self._tensors = {tensor.name: tensor for tensor in header.tensors}
-        self._names = gguf_names(checkpoint)
+        self._names = {part.name: name for name, part in gguf_parts(checkpoint).items()}
         self._checkpoint, self._path, self._start = checkpoint, path, header.data_offset
 
     def kind(self, name: str) -> str:
@@ -70,7 +70,9 @@ class GgufBlocks:
 
     def write(self, name: str, codes: Any, parts: Parts) -> None:
         """Replace the blocks of a matrix."""
-        packed = pack(self.kind(name), codes.numpy(), {part: values[..., 0].numpy() for part, values in parts.items()})
+        packed = pack(
+            self.kind(name), codes.cpu().numpy(), {part: values[..., 0].cpu().numpy() for part, values in parts.items()}
+        )
         data = self._data(name, "r+")
         data[self._order(name)] = packed
         data.flush()
@@ -79,7 +81,7 @@ class GgufBlocks:
         """Replace a norm or a bias, which every GGUF stores in float32."""
         shift = 1.0 if self._checkpoint.architecture.is_gemma and name.endswith("norm.weight") else 0.0
         data = self._data(name, "r+")
-        data[self._order(name)] = (values.float() + shift).numpy().reshape(len(data), -1).view(np.uint8)
+        data[self._order(name)] = (values.float() + shift).cpu().numpy().reshape(len(data), -1).view(np.uint8)
         data.flush()
 
     def _data(self, name: str, mode: Any) -> Any:

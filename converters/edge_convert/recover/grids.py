@@ -139,15 +139,15 @@ class ListedGrid:
 
     def codes(self, weight: Any, parts: Parts) -> Any:
         """Return the nearest codes."""
-        return torch.bucketize(weight / _safe(_half(parts["scale"])), self._middles).float()
+        return torch.bucketize(weight / _safe(_half(parts["scale"])), self._middles.to(weight.device)).float()
 
     def values(self, codes: Any, parts: Parts) -> Any:
         """Return the stored weights."""
-        return self._listed[codes.int()] * _half(parts["scale"])
+        return self._listed.to(codes.device)[codes.int()] * _half(parts["scale"])
 
     def pull(self, codes: Any, parts: Parts, gradient: Any) -> Parts:
         """Return the gradient by the scales."""
-        return {"scale": (self._listed[codes.int()] * gradient).sum(-1, keepdim=True)}
+        return {"scale": (self._listed.to(codes.device)[codes.int()] * gradient).sum(-1, keepdim=True)}
 
 
 def _fit_scale(grid: Any, weight: Any, cost: Any, reach: float) -> Any:

@@ -31,7 +31,7 @@ class GridMasters:
     """
 
     def __init__(self, grids: dict[str, Grid], parts: dict[str, Parts], codes: dict[str, Any]) -> None:
-        self._grids, self._parts, self._codes = grids, parts, codes
+        self._grids, self._parts, self._codes = grids, parts, codes  # on the device of the weights
         self._units = {name: grid.unit(parts[name]) for name, grid in grids.items()}
         self._vectors: dict[str, Any] = {}
         self._newest: dict[str, Any] = {}

@@ -28,12 +28,17 @@ _FIT_FLOPS = 18  # for each weight and token
 _HIDDEN, _REPORT, _FILE = "recover-hidden", "recovery.json", "trained.gguf"
 
 
-def check_recoverable(formats: tuple[str, ...], quantisations: tuple[str, ...]) -> None:
+def check_recoverable(facts: Facts, formats: tuple[str, ...], quantisations: tuple[str, ...]) -> None:
     """Refuse results that cannot be recovered.
 
     Raises:
-        UsageError: another format is asked for, or a type whose scales are quantised themselves.
+        UsageError: another format is asked for, a type whose scales are quantised themselves, or layers of other parts.
     """
+    if any(len(shape) > 2 or ".experts." in name or "shared_mlp" in name for name, shape in facts.shapes.items()):
+        raise UsageError(
+            f"{facts.architecture.title} cannot be recovered: its layers have experts, convolutions or joined matrices.",
+            "Leave out --recover-minutes, and name a type with more bits: --quant Q5_K_M",
+        )
     if set(formats) != {"gguf"}:
         raise UsageError(
             "Only GGUF files are recovered.",

@@ -48,7 +48,9 @@ def recover(
         kind = blocks.kind(_stored(name))
         if weight.ndim == 2 and kind in GRIDS:
             grids[name] = GRIDS[kind]
-            codes[name], parts[name] = blocks.read(_stored(name))
+            codes[name], read = blocks.read(_stored(name))
+            codes[name] = codes[name].to(weight.device)
+            parts[name] = {part: values.to(weight.device) for part, values in read.items()}
         elif weight.ndim == 2:
             weight.copy_(blocks.floats(_stored(name)))
     masters = GridMasters(grids, parts, codes)
