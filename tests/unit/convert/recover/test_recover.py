@@ -259,7 +259,7 @@ def test_a_recipe_with_a_recovery(tmp_path: Path) -> None:
     assert recipe.recovery is not None
     assert (recipe.recovery.minutes, recipe.recovery.window) == (20, 256)
     file.write_text("title = 'nothing'\n")
-    with pytest.raises(UsageError, match="changes nothing"):
+    with pytest.raises(UsageError, match="says what stays"):
         find_recipe(str(file))
 
 
