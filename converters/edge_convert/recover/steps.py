@@ -156,7 +156,7 @@ def _describe(report: Report, recipe: Recipe, folder_of: FolderOf) -> dict[str, 
     ]
     kept = "" if report.is_nearer else "; so the fitted blocks were kept as they were before the training"
     return {
-        "blocks fitted": f"with error feedback, on {FIT_TOKENS} tokens",
+        "blocks fitted": f"with error feedback, on at most {FIT_TOKENS} tokens",
         "recovered": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s; {training.batch} windows of "
         f"{training.window}, learning rate {training.lr:g} steps of the grid, seed {training.seed}",
         "recovered on": describe_texts(folder_of),
