@@ -224,12 +224,14 @@ def test_what_a_stopped_conversion_leaves_is_named(
 
 
 def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from msgspec.structs import replace
+
     from edge_convert.evaluate import steps
     from edge_convert.evaluate.evaluation import EvaluateOptions
     from edge_convert.evaluate.passages import TextOptions
 
     little = EvaluateOptions(texts=TextOptions(n_prose=128, window=64, n_prompts=1, n_answer=4), n_rounds=0)
-    monkeypatch.setattr(steps, "EvaluateOptions", lambda: little)
+    monkeypatch.setattr(steps, "EvaluateOptions", lambda **given: replace(little, **given))
     out = tmp_path / "out"
     arguments = (tiny_checkpoint("llama"), "--quant", "F16,Q2_K", "--no-imatrix", "--out", out)
     failed = convert(*arguments, "--gate", "top1=0.999,kl=0.001")
