@@ -143,6 +143,12 @@ _KEPT = ("keep_layers", "keep_ffn", "keep_vocab")
 @click.option("--point", metavar="NAME", help="Go on with this point of the frontier in --out.")
 @click.option("--at-least", metavar="LIMITS", help="Go on with the best point within these: top1=0.85, kl=0.25, speed=1.3.")
 @click.option("--recipe", metavar="NAME", help="Take these options from a file, or from a recipe of edge.")
+@click.option(
+    "--device",
+    "compute_on",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    help="Distil and evaluate the reference there.  [default: the GPU that torch finds, else cpu]",
+)
 @click.option("--lora", metavar="DIR", help="Merge this LoRA adapter first: a folder, or hf:OWNER/REPO.")
 @click.option("--name", metavar="NAME", help="Add the results to your catalogue under this name.")
 @click.option("--accept-licence", is_flag=True, help="Agree to the licence, where the model requires it.")
@@ -174,6 +180,10 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     if (options["gate"] or options["device"] or options["tasks"]) and not options["card"]:
         raise click.UsageError("That needs the card: leave out --no-card.", click.get_current_context())
     convert_frontier.check_options(options)
+    if options["compute_on"]:
+        from edge_convert.torch_device import use_device
+
+        use_device(options["compute_on"])
     name = convert_names.choose_name(app, source, options)
     request = _request(app, options)
     if options["gate"]:
@@ -261,7 +271,8 @@ def _report(
     if as_json:
         found = {"out": str(plan.out), "artifacts": [str(path) for path in made], "named": named}
         searched = {"frontier": frontier} if (frontier := _frontier_in(made)) else {}
-        output.json_object({**found, **searched, "peak_bytes": peaks, "resident_bytes": residents})
+        memory = {"peak_bytes": peaks, "resident_bytes": residents, "weights_16_bit_bytes": plan.f16_bytes}
+        output.json_object({**found, **searched, **memory})
         return
     for path in made:
         total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

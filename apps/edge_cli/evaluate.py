@@ -44,6 +44,12 @@ _PATH = click.Path(exists=False, path_type=Path)
 @click.option("--rounds", type=click.IntRange(min=0), default=3, show_default=True, help="Rounds of speed; 0 skips it.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of one model.  [default: half of them]")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Models at a time, for quality.")
+@click.option(
+    "--device",
+    "compute_on",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    help="Compute checkpoint folders there.  [default: the GPU that torch finds, else cpu]",
+)
 @click.option("--ray", default="", metavar="ADDRESS", help="Run on this Ray cluster: HOST:PORT, ray://HOST:PORT or auto.")
 @click.option(
     "--tasks",
@@ -91,6 +97,10 @@ def evaluate(
     from edge_convert.evaluate.page import html_page
     from edge_convert.evaluate.passages import TextOptions
 
+    if options["compute_on"]:
+        from edge_convert.torch_device import use_device
+
+        use_device(options["compute_on"])
     chosen = EvaluateOptions(
         texts=TextOptions(n_prose=options["tokens"], n_prompts=options["prompts"]),
         n_rounds=options["rounds"],

@@ -102,9 +102,18 @@ def build_coreml(facts: Facts, *, is_walked: bool) -> int:
 
 
 def evaluate(facts: Facts, n_evaluators: int) -> int:
-    """Estimate the card: the checkpoint in float32 and its logits, then `n_evaluators` Core ML packages at a time."""
+    """Estimate the card: the checkpoint, a matrix in float32 at a time, and its logits; then `n_evaluators` Core ML packages.
+
+    A Gemma in 16 bits is loaded in float32.
+    """
     tables = _TABLE_BYTES * facts.n_vocab
-    reference = _PYTHON + _TORCH - _HERE + tables + (0 if facts.is_wide else 4 * facts.n_params)
+    reference = (
+        _PYTHON
+        + _TORCH
+        - _HERE
+        + tables
+        + (0 if facts.is_wide else 4 * (facts.n_params if facts.architecture.is_gemma else facts.largest))
+    )
     package = _COREML + 2 * (facts.n_params + facts.largest) + 10 * facts.largest
     return max(reference, _PYTHON + n_evaluators * package + tables)
 

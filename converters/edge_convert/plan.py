@@ -32,6 +32,7 @@ from edge_convert.smaller.steps import adapter_key, made_smaller, merge_step, me
 from edge_convert.smaller.vocabulary_steps import with_vocabulary
 from edge_convert.targets import TARGETS
 from edge_convert.tokenizer_files import check_tokenizer_files
+from edge_convert.torch_device import chosen_device, find_device
 
 __all__ = ["make_plan"]
 
@@ -207,6 +208,8 @@ def _notes(facts: Facts, request: Request) -> Iterator[str]:
                 f"{name} fits {1 - share:.0%} of the weights: the widths of the others are no multiple of its blocks, and "
                 "llama.cpp takes larger types for them. The manifest lists the types."
             )
+    if request.smaller and (device := find_device(chosen_device())) != "cpu":
+        yield f"torch computes on {device}, and the times are guessed for one. To compute on the processor: --device cpu"
     if request.card and any(is_slow(form) for form in request.formats):
         yield "Core ML runs on a Mac only. Here an evaluator computes its packages, slowly, on the beginning of the texts."
 

@@ -1,39 +1,57 @@
 """The device that torch computes on, chosen in one place: distillation, and the reference of an evaluation.
 
-The choice is made once per process, like torch's number of threads. Models are moved there when they are opened, and all other
-tensors follow the model that they meet.
+The choice is made once per command, in an environment variable, so that child processes make the same. Models are moved there
+when they are opened, and all other tensors follow the model that they meet.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, get_args
 
-from edge.errors import BackendUnavailableError
+from edge.errors import BackendUnavailableError, UsageError
 
-__all__ = ["DEVICES", "DeviceName", "compute_device", "find_device", "use_device"]
+__all__ = ["DEVICES", "VARIABLE", "DeviceName", "chosen_device", "compute_device", "find_device", "use_device"]
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DEVICES: tuple[DeviceName, ...] = get_args(DeviceName)
 """Names that `use_device` takes."""
 
-_chosen: DeviceName = "auto"
+VARIABLE = "EDGE_TORCH_DEVICE"
+"""Environment variable with one of them; unset is "auto"."""
 
 
 def use_device(name: DeviceName) -> None:
-    """Set the device of this process; "auto" is the first of cuda, mps and cpu that torch finds and that has bfloat16."""
-    global _chosen
-    _chosen = name
+    """Choose the device of this process and its children; "auto" is the first of cuda, mps, cpu that torch finds with bfloat16.
+
+    Raises:
+        BackendUnavailableError: the device is not there.
+    """
+    find_device(name)
+    os.environ[VARIABLE] = name
+
+
+def chosen_device() -> DeviceName:
+    """Return the name that was chosen.
+
+    Raises:
+        UsageError: the environment names an unknown one.
+    """
+    name = os.environ.get(VARIABLE) or "auto"
+    if name not in DEVICES:
+        raise UsageError(f"{VARIABLE} is {name!r}.", f"Known are: {', '.join(DEVICES)}.")
+    return name
 
 
 def compute_device() -> Any:
     """Return the torch.device of this process.
 
     Raises:
-        BackendUnavailableError: the device that was asked for is not there.
+        UsageError, BackendUnavailableError: the device that was asked for is unknown, or not there.
     """
     import torch
 
-    return torch.device(find_device(_chosen))
+    return torch.device(find_device(chosen_device()))
 
 
 def find_device(name: DeviceName) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
+from edge_convert.checkpoint import open_checkpoint
 from edge_convert.tokenizer_files import library_reads
 
-__all__ = ["layer_calls", "layer_output", "layers_of", "load_model"]
+__all__ = ["layer_calls", "layer_output", "layers_of", "load_float32", "load_model"]
 
 
 def load_model(folder: Path, dtype: Any, **options: Any) -> Any:
-    """Load a checkpoint as a transformers model for inference; `options` are those of `from_pretrained`.
+    """Load a checkpoint as a transformers model for inference on the CPU; `options` are those of `from_pretrained`.
 
     Raises:
         ModelFileError: transformers cannot load it.
@@ -22,6 +24,54 @@ def load_model(folder: Path, dtype: Any, **options: Any) -> Any:
     with library_reads(f"The model {folder.name}"):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
     return model.eval()
+
+
+def load_float32(folder: Path, device: Any = None, **options: Any) -> Any:
+    """Load a checkpoint as a transformers model that computes in float32.
+
+    On the CPU, weights stay in their type and file; each is widened while it is used. A model that computes constants of its
+    own (Gemma) is widened as a whole, since its type would round them.
+
+    Args:
+        folder: the checkpoint.
+        device: to compute on; None is the CPU.
+        options: those of `from_pretrained`.
+
+    Raises:
+        ModelFileError: the checkpoint is damaged, or transformers cannot load it.
+    """
+    is_host = device is None or device.type == "cpu"
+    dtypes = {info.dtype for info in open_checkpoint(folder).tensors.values()} if is_host else set()
+    own = {"BF16": torch.bfloat16, "F16": torch.float16}.get(dtypes.pop()) if len(dtypes) == 1 else None
+    if own is not None:
+        model = load_model(folder, own, **options)
+        if all(buffer.dtype == torch.float32 for buffer in model.buffers() if buffer.is_floating_point()):
+            return _widened(model)
+    model = load_model(folder, torch.float32, **options)
+    return model if is_host else model.to(device)
+
+
+def _widened(model: Any) -> Any:
+    """Let each module hold its weights in float32 only while it computes; of an embedding, only the rows that it gives."""
+    narrow: dict[Any, list[Any]] = {}
+
+    def widen(module: Any, _args: Any) -> None:
+        narrow[module] = [parameter.data for parameter in module.parameters(recurse=False)]
+        with torch.inference_mode(False):  # a tensor made within it could not replace a weight
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+
+    def restore(module: Any, _args: Any, _output: Any) -> None:
+        for parameter, data in zip(module.parameters(recurse=False), narrow.pop(module), strict=True):
+            parameter.data = data
+
+    for module in model.modules():
+        if type(module) is torch.nn.Embedding:
+            module.register_forward_hook(lambda _module, _args, output: output.float())
+        elif next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_pre_hook(widen)
+            module.register_forward_hook(restore)
+    return model
 
 
 def layers_of(model: Any) -> Any:

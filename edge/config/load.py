@@ -33,6 +33,7 @@ DEFAULT = "default"
 RESERVED_VARIABLES = {
     "EDGE_DEBUG": "1 shows the traceback of an unexpected error",
     "EDGE_REMOTE_KEY": "the API key of the server that escalation.to names",
+    "EDGE_TORCH_DEVICE": "auto, cpu, cuda or mps: where edge convert and edge eval compute with torch",
     "EDGE_TEST_MODEL": "the model file that the tests use",
 }
 """EDGE_ variables that are not settings. Others that begin with EDGE_TEST_ belong to tests and are left alone, too."""

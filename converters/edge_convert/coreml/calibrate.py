@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.errors import UsageError
-from edge_convert.checkpoint import open_checkpoint
 from edge_convert.gguf.imatrix import read_calibration
 from edge_convert.tokenizer_files import load_tokenizer
-from edge_convert.torch_models import layer_calls, layer_output, layers_of, load_model
+from edge_convert.torch_models import layer_calls, layer_output, layers_of, load_float32
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,46 +31,12 @@ Quantise = Callable[[str, "NDArray[np.float32]", "NDArray[np.float32]"], "Weight
 
 
 def load_reference(folder: Path) -> Any:
-    """Load a checkpoint as a transformers model that computes in float32.
-
-    Its weights stay in their type and file; each is widened while it is used.
+    """Load a checkpoint as a transformers model that computes in float32 on the CPU, with attention that hooks can follow.
 
     Raises:
         ModelFileError: the checkpoint is damaged, or transformers cannot load it.
     """
-    import torch
-
-    dtypes = {info.dtype for info in open_checkpoint(folder).tensors.values()}
-    own = {"BF16": torch.bfloat16, "F16": torch.float16}.get(dtypes.pop()) if len(dtypes) == 1 else None
-    if own is not None:
-        model = load_model(folder, own, attn_implementation="eager")
-        # Constants that a model computes for itself would be rounded to its weights' type (Gemma 3 has one).
-        if all(buffer.dtype == torch.float32 for buffer in model.buffers() if buffer.is_floating_point()):
-            return _widened(model)
-    return load_model(folder, torch.float32, attn_implementation="eager")
-
-
-def _widened(model: Any) -> Any:
-    """Let each module hold its weights in float32 only while it computes."""
-    import torch
-
-    narrow: dict[Any, list[Any]] = {}
-
-    def widen(module: Any, _args: Any) -> None:
-        narrow[module] = [parameter.data for parameter in module.parameters(recurse=False)]
-        with torch.inference_mode(False):  # a tensor made within it could not replace a weight
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()
-
-    def restore(module: Any, _args: Any, _output: Any) -> None:
-        for parameter, data in zip(module.parameters(recurse=False), narrow.pop(module), strict=True):
-            parameter.data = data
-
-    for module in model.modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            module.register_forward_pre_hook(widen)
-            module.register_forward_hook(restore)
-    return model
+    return load_float32(folder, attn_implementation="eager")
 
 
 def calibration_tokens(folder: Path, model: Any, text: Path | None) -> NDArray[np.int64]:

@@ -90,20 +90,23 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     check_options(options)
     ct = quiet_coremltools()
     on_progress("reading", 0.0)
-    model = load_reference(checkpoint)
-    golden = source_golden(checkpoint, model, options.context)
-    encoder = Encoder(opened, decoder, options.variant, options.source_gguf, options.calibration, options.palette_bits)
-    encoder.prepare(model, lambda share: on_progress("quantising", 0.05 + 0.45 * share))
-    del model
-    _release()
-    tables = rotary_tables(checkpoint, decoder, options.context)
-    program = DecoderProgram(decoder, tables, encoder.weight, encoder.vector, options.context, options.stateful)
     out.mkdir(parents=True, exist_ok=True)
     package = out / "model.mlpackage"
-    with tempfile.TemporaryDirectory(dir=out, prefix=".coreml-") as work:
-        parts = _build_functions(ct, program, options.chunk, Path(work), on_progress)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".coreml-") as folder:
+        work = Path(folder)
+        model = load_reference(checkpoint)
+        golden = source_golden(checkpoint, model, options.context)
+        encoder = Encoder(
+            opened, decoder, options.variant, options.source_gguf, options.calibration, options.palette_bits, work
+        )
+        encoder.prepare(model, lambda share: on_progress("quantising", 0.05 + 0.45 * share))
+        del model
+        _release()
+        tables = rotary_tables(checkpoint, decoder, options.context)
+        program = DecoderProgram(decoder, tables, encoder.weight, encoder.vector, options.context, options.stateful)
+        parts = _build_functions(ct, program, options.chunk, work, on_progress)
         on_progress("joining functions", 0.8)
-        joined = Path(work) / "joined.mlpackage"
+        joined = work / "joined.mlpackage"
         join_functions(parts, joined)
         on_progress("checking", 0.9)
         info = _describe(options, opened, decoder, golden, encoder.summary())

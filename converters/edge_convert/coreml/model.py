@@ -317,4 +317,4 @@ def _sub_byte(array: Any, bits: int) -> Any:
 
     if bits == 8:
         return array
-    return array.astype(types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}")))
+    return array.view(types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}")))

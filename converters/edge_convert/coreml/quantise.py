@@ -18,7 +18,7 @@ from .calibrate import calibration_tokens, walk_layers
 from .carried import CarriedWeights
 from .decoder import Decoder
 from .grids import BLOCK, int4_blocks, int8_rows, palettes
-from .weights import Blocks, Dense, Weight
+from .weights import Blocks, Dense, Weight, to_files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +43,7 @@ class Encoder:
         source_gguf: whose blocks the gpu variant may take over.
         calibration: a text file; None is the text that ships with edge.
         palette_bits: of the ane variant, 4 or 6.
+        folder: for the encoded matrices, until the package is written.
     """
 
     checkpoint: Checkpoint
@@ -51,6 +52,7 @@ class Encoder:
     source_gguf: Path | None
     calibration: Path | None
     palette_bits: int
+    folder: Path
     _weights: dict[str, Weight] = field(default_factory=dict, init=False)
 
     def prepare(self, model: Any, on_progress: Callable[[float], None]) -> None:
@@ -61,7 +63,7 @@ class Encoder:
             self._carry(self.source_gguf)
         for name in (_EMBEDDING, _HEAD):
             if name not in self._weights and f"{name}.weight" in self.checkpoint.tensors:
-                self._weights[name] = int8_rows(self._load(name))
+                self._keep(name, int8_rows(self._load(name)))
         if all(name in self._weights for name in self._matrices()):
             return
         tokens = calibration_tokens(self.checkpoint.folder, model, self.calibration)
@@ -71,7 +73,7 @@ class Encoder:
     def weight(self, name: str) -> Weight:
         """Return the encoding of a matrix, by its name in the checkpoint without ".weight"."""
         if name not in self._weights:  # fp16: nothing was prepared
-            self._weights[name] = Dense(self._load(name).astype(np.float16))
+            self._keep(name, Dense(self._load(name).astype(np.float16)))
         return self._weights[name]
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
@@ -81,6 +83,9 @@ class Encoder:
     def summary(self) -> dict[str, int]:
         """Return the number of matrices in each encoding."""
         return dict(sorted(Counter(_kind(weight) for weight in self._weights.values()).items()))
+
+    def _keep(self, name: str, weight: Weight) -> None:
+        self._weights[name] = to_files(weight, self.folder, name)
 
     def _matrices(self) -> list[str]:
         names = (name.removesuffix(".weight") for name in self.checkpoint.tensors if name.endswith(".weight"))
@@ -94,11 +99,11 @@ class Encoder:
         for name in self._matrices():
             blocks = source.find(name, self._load(name))
             if blocks is not None:
-                self._weights[name] = blocks
+                self._keep(name, blocks)
 
     def _quantise(self, name: str, weight: NDArray[np.float32], hessian: NDArray[np.float32]) -> Weight:
         if name not in self._weights:
-            self._weights[name] = self._encode(name, weight, hessian)
+            self._keep(name, self._encode(name, weight, hessian))
         return self._weights[name]
 
     def _encode(self, name: str, weight: NDArray[np.float32], hessian: NDArray[np.float32]) -> Weight:

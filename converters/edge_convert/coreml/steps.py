@@ -58,7 +58,9 @@ def _step(facts: Facts, request: Request, variant: Variant) -> Step:
         work=work,
         artifact=True,
         seconds=60 + facts.n_params / 1e6,
-        disk_bytes=int(facts.n_params * (6.6 if variant == "fp16" else 3.0)),  # with the libraries' temporary packages
+        disk_bytes=int(
+            facts.n_params * (8.6 if variant == "fp16" else 4.1)
+        ),  # with arrays to be packed, and temporary packages
         memory_bytes=estimates.build_coreml(
             facts, is_walked=variant == "ane" or (variant == "gpu" and not options.source_gguf)
         ),

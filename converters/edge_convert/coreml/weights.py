@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Blocks", "Dense", "Palette", "Weight"]
+__all__ = ["Blocks", "Dense", "Palette", "Weight", "to_files"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,21 @@ class Palette:
 
 
 Weight = Dense | Blocks | Palette
+
+
+def to_files(weight: Weight, folder: Path, name: str) -> Weight:
+    """Return an encoding whose arrays are mapped files, which the system drops from memory when others need it.
+
+    Args:
+        weight: the encoding.
+        folder: for the files; it has to exist as long as the result is used.
+        name: of the matrix.
+    """
+    mapped: dict[str, Any] = {}
+    for field in fields(weight):
+        array = getattr(weight, field.name)
+        if isinstance(array, np.ndarray):
+            path = folder / f"{name}.{field.name}.npy"
+            np.save(path, array)
+            mapped[field.name] = np.asarray(np.load(path, mmap_mode="r"))
+    return replace(weight, **mapped)

@@ -30,6 +30,7 @@ from edge_convert.evaluate.measure import (
     load_reference,
 )
 from edge_convert.evaluate.passages import TextOptions, Window
+from edge_convert.torch_device import VARIABLE
 
 __all__ = ["LocalJobs", "RayJobs", "run_job"]
 
@@ -115,6 +116,8 @@ def run_job(job: Job, running: list[Child] | None = None) -> Reply:
     """
     running = [] if running is None else running
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if isinstance(job, SpeedJob):
+        environment[VARIABLE] = "cpu"  # as the other formats
     for attempt in (job, msgspec.structs.replace(job, is_safe=True)):
         with Child(python_command("edge_convert.evaluate.child:main"), env=environment) as child:
             running.append(child)

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from edge_convert.evaluate.logits import LogitModel, tokenise_with
-from edge_convert.torch_models import load_model
+from edge_convert.torch_device import compute_device
+from edge_convert.torch_models import load_float32
 
 if TYPE_CHECKING:
     from edge_convert.evaluate.logits import Logits
@@ -22,14 +23,16 @@ class _TorchModel(LogitModel):
     def __init__(self, folder: Path, n_threads: int) -> None:
         torch.set_num_threads(n_threads)
         self._folder = folder
-        self._model: Any = load_model(folder, torch.float32)
+        self._device = compute_device()
+        self._model: Any = load_float32(folder, self._device)
         self._past: Any = None
-        self.tool = f"transformers {transformers.__version__}, torch {torch.__version__}"
+        on = "" if self._device.type == "cpu" else f" on {self._device.type}"
+        self.tool = f"transformers {transformers.__version__}, torch {torch.__version__}{on}"
         self.n_vocab = int(self._model.config.vocab_size)
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         with torch.inference_mode():
-            found: Logits = self._model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+            found: Logits = self._model(self._ids(tokens), use_cache=False).logits[0].cpu().numpy()
         return found
 
     def _reset(self) -> None:
@@ -37,10 +40,13 @@ class _TorchModel(LogitModel):
 
     def _read(self, tokens: Sequence[int], *, wants_all: bool) -> Logits:
         with torch.inference_mode():
-            output = self._model(torch.tensor([list(tokens)]), past_key_values=self._past, use_cache=True, logits_to_keep=1)
+            output = self._model(self._ids(tokens), past_key_values=self._past, use_cache=True, logits_to_keep=1)
         self._past = output.past_key_values
-        found: Logits = output.logits[0].numpy()
+        found: Logits = output.logits[0].cpu().numpy()
         return found
+
+    def _ids(self, tokens: Sequence[int]) -> Any:
+        return torch.tensor([list(tokens)], device=self._device)
 
     def tokenise(self, text: str) -> list[int] | None:
         return tokenise_with(self._folder, text)

@@ -15,7 +15,7 @@ from edge_convert.frontier.points import WHOLE, Frontier, candidates
 from edge_convert.pipeline import FolderOf, Step, StepProgress
 from edge_convert.shapes import EMBEDDING, HEAD
 from edge_convert.smaller.recipe import CHOICE_TOKENS, DIVERGENCE_TOKENS, Recipe
-from edge_convert.smaller.steps import CORE_FLOPS, reading_steps, with_threads
+from edge_convert.smaller.steps import flops_per_s, reading_steps, with_threads
 from edge_convert.smaller.vocabulary_steps import TOKENS, VOCABULARY, with_vocabulary
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _order_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         name="order",
         title="Find out in which order layers can leave",
         work=with_threads(work, n_threads),
-        seconds=8 + flops / (CORE_FLOPS * n_threads),
+        seconds=8 + flops / flops_per_s(n_threads),
         memory_bytes=estimates.cut_layers(facts, msgspec.structs.replace(recipe, keep_layers=fewest)),
         is_heavy=True,
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import BackendError
 from edge_convert.gguf.imatrix_file import Sums, write_imatrix
 from edge_convert.gguf.llama import fill_batch, load_library, load_model
+from edge_convert.torch_device import chosen_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +124,8 @@ def collect(
     """
     library = load_library()
     # Repacked weights would change nothing here, and AMX crashes in some builds.
-    loaded = load_model(library, model, use_extra_bufts=False)
+    on_host = {"n_gpu_layers": 0} if chosen_device() == "cpu" else {}
+    loaded = load_model(library, model, use_extra_bufts=False, **on_host)
     if not loaded:
         raise BackendError("llama.cpp cannot load the converted model.", "Report this.")
     collector = _Collector()

@@ -14,7 +14,7 @@ from edge_convert.manifest import Manifest
 from edge_convert.pipeline import FolderOf, Step, StepProgress
 from edge_convert.smaller.recipe import Recipe
 from edge_convert.smaller.records import Report
-from edge_convert.smaller.steps import CORE_FLOPS, describe_texts, hidden_step, text_steps, training_seconds, with_threads
+from edge_convert.smaller.steps import describe_texts, flops_per_s, hidden_step, text_steps, training_seconds, with_threads
 
 __all__ = ["FIT_TOKENS", "RECOVERED", "check_recoverable", "fit_step", "reading_steps", "recovery_step"]
 
@@ -85,7 +85,7 @@ def fit_step(facts: Facts, name: str, plain: str, n_threads: int) -> Step:
         name=f"fitted-{name}",
         title=f"Fit the blocks of {name} to the model, layer by layer",
         work=with_threads(work, n_threads),
-        seconds=10 + _FIT_FLOPS * FIT_TOKENS * facts.n_params / (CORE_FLOPS * n_threads),
+        seconds=10 + _FIT_FLOPS * FIT_TOKENS * facts.n_params / flops_per_s(n_threads),
         disk_bytes=facts.n_params,
         memory_bytes=estimates.fit_blocks(facts, FIT_TOKENS),
         is_heavy=True,

@@ -21,11 +21,12 @@ from edge_convert.smaller.recipe import CHOICE_TOKENS, DIVERGENCE_TOKENS, METHOD
 from edge_convert.smaller.records import Choice, Provenance, Report
 from edge_convert.smaller.sources import find_file, read_documents
 from edge_convert.smaller.vocabulary_steps import vocabulary_step, with_vocabulary
+from edge_convert.torch_device import chosen_device, find_device
 
 __all__ = [
-    "CORE_FLOPS",
     "adapter_key",
     "describe_texts",
+    "flops_per_s",
     "hidden_step",
     "made_smaller",
     "merge_step",
@@ -38,8 +39,8 @@ __all__ = [
     "with_threads",
 ]
 
-CORE_FLOPS = 1.2e11
-"""Of a core in bfloat16, forward and backward; measured on one that has instructions for it."""
+_CORE_FLOPS = 1.2e11  # a core in bfloat16, forward and backward; measured on one that has instructions for it
+_GPU_FLOPS = {"cuda": 1e13, "mps": 2e12}  # assumed, of a small one; never measured
 
 _DECODE_SHARE, _PREFILL_SHARE = 0.5, 1.7  # of that speed, where the teacher writes, and where it only reads
 _REPORT, _CHOICE = "report.json", "choice.json"
@@ -163,7 +164,7 @@ def text_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
 def training_seconds(training: Training, trained: int, head: int, n_threads: int) -> float:
     """Estimate a training of so many weights below a head of so many."""
     flops = training.steps * training.batch * training.window * 6 * (trained + head)
-    return 20 + (flops / (CORE_FLOPS * n_threads) if training.steps else 60 * training.minutes)
+    return 20 + (flops / flops_per_s(n_threads) if training.steps else 60 * training.minutes)
 
 
 def describe_texts(folder_of: FolderOf) -> str:
@@ -193,7 +194,8 @@ def _describe(recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
         "layers": f"{', '.join(map(str, choice.kept))} of the source's ({choice.reason})",
         **narrowed,
         "fitted by least squares": f"{choice.repaired} matrices on {recipe.repair_tokens} tokens" if choice.repaired else "no",
-        "distilled": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s; {_terms(recipe)}",
+        "distilled": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s on {report.device}; "
+        + _terms(recipe),
         "texts": describe_texts(folder_of),
         "held-out divergence": "; ".join(held_out) or "not measured",
     }
@@ -231,6 +233,11 @@ def with_threads(work: Work, n_threads: int) -> Work:
     return computing
 
 
+def flops_per_s(n_threads: int) -> float:
+    """Return the operations a second of the device that trains."""
+    return _GPU_FLOPS.get(find_device(chosen_device())) or _CORE_FLOPS * n_threads
+
+
 # -- steps
 
 
@@ -256,7 +263,7 @@ def _writing_step(facts: Facts, recipe: Recipe, texts: Sequence[Text], n_threads
         name="written",
         title=f"The teacher writes about {wanted:,} tokens to learn from",
         work=with_threads(work, n_threads),
-        seconds=5 + wanted * 2 * facts.n_params / (CORE_FLOPS * n_threads * _DECODE_SHARE),
+        seconds=5 + wanted * 2 * facts.n_params / (flops_per_s(n_threads) * _DECODE_SHARE),
         disk_bytes=8 * wanted,
         memory_bytes=estimates.write_answers(facts, max(text.answer_tokens for text in texts)),
         is_heavy=True,
@@ -335,7 +342,7 @@ def hidden_step(facts: Facts, recipe: Recipe, n_threads: int, name: str = "hidde
         name=name,
         title="The teacher reads the texts",
         work=with_threads(work, n_threads),
-        seconds=3 + wanted * 2 * body / (CORE_FLOPS * n_threads * _PREFILL_SHARE),
+        seconds=3 + wanted * 2 * body / (flops_per_s(n_threads) * _PREFILL_SHARE),
         disk_bytes=2 * facts.width * wanted,
         memory_bytes=estimates.read_texts(facts, recipe),
         is_heavy=True,
@@ -392,7 +399,7 @@ def _cut_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         name="cut",
         title=f"Take the point {Path(recipe.begin).name} of the frontier" if recipe.begin else _cut_title(facts, recipe),
         work=with_threads(work, n_threads),
-        seconds=8 + flops / (CORE_FLOPS * n_threads),
+        seconds=8 + flops / flops_per_s(n_threads),
         disk_bytes=2 * made_smaller(facts, recipe).n_params,
         memory_bytes=estimates.cut_layers(facts, recipe),
         is_heavy=True,

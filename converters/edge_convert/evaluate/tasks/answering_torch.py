@@ -14,7 +14,8 @@ from edge.types import Message
 from edge_convert.evaluate.logits import tokenise_with
 from edge_convert.evaluate.passages import find_template
 from edge_convert.evaluate.tasks.asks import AnswerOptions, Ask
-from edge_convert.torch_models import load_model
+from edge_convert.torch_device import compute_device
+from edge_convert.torch_models import load_float32
 
 __all__ = ["answer"]
 
@@ -26,7 +27,7 @@ def answer(model: Path, asks: Sequence[Ask], options: AnswerOptions) -> Generato
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
     prompts = [_tokens(model, one) for one in asks]
-    loaded: Any = load_model(model, torch.float32)
+    loaded: Any = load_float32(model, compute_device())
     ends = _ends(loaded)
     order = sorted(range(len(asks)), key=lambda number: (asks[number].max_tokens, len(prompts[number])))
     decode = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True).decode
@@ -58,8 +59,8 @@ def _ends(model: Any) -> tuple[int, ...]:
 def _generate(model: Any, prompts: Sequence[Sequence[int]], n: int, ends: tuple[int, ...]) -> list[list[int]]:
     """Return the tokens behind each prompt; those behind the end of a reply are padding."""
     width = max(map(len, prompts))
-    rows = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    rows = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     with torch.inference_mode():
         found = model.generate(
             rows,

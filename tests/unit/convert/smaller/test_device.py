@@ -15,8 +15,9 @@ pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edg
 import numpy as np
 import torch
 
-from edge.errors import BackendUnavailableError
+from edge.errors import BackendUnavailableError, UsageError
 from edge_convert import torch_device
+from edge_convert.evaluate.logits import open_logits
 from edge_convert.smaller.choose_layers import layer_influence, least_divergent
 from edge_convert.smaller.corpus import Corpus
 from edge_convert.smaller.distill import distil
@@ -26,6 +27,7 @@ from edge_convert.smaller.recipe import Text, Training
 from edge_convert.smaller.repair import repair
 from edge_convert.smaller.teacher import open_hidden, write_hidden
 from edge_convert.smaller.writing import write_answers
+from edge_convert.torch_models import load_float32
 from tests.pretend_device import PRETENDED, pretended
 
 Make = Callable[[str], Path]
@@ -126,6 +128,20 @@ def test_models_are_opened_on_the_device_of_the_process(tiny_checkpoint: Make, m
     assert open_model(tiny_checkpoint("llama")).device == PRETENDED
 
 
+def test_the_reference_of_a_card_is_computed_on_a_device(tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_checkpoint("llama")
+    expected = open_logits(folder).logits([5, 6, 7])
+    loaded = load_float32(folder)
+    monkeypatch.setattr("edge_convert.evaluate.logits_torch.compute_device", lambda: PRETENDED)
+    monkeypatch.setattr("edge_convert.evaluate.logits_torch.load_float32", lambda folder, device: loaded.to(device))
+    with pretended():
+        model = open_logits(folder)
+        assert model.tool.endswith(" on meta")
+        assert np.allclose(model.logits([5, 6, 7]), expected, atol=1e-4)
+        model.start([5, 6])
+        assert np.allclose(model.step(7), expected[2], atol=1e-4)
+
+
 # -- the choice
 
 
@@ -144,7 +160,7 @@ def test_the_device_that_is_chosen(
 ) -> None:
     monkeypatch.setattr(torch_device, "_has_cuda", lambda: has_cuda)
     monkeypatch.setattr(torch_device, "_has_mps", lambda: has_mps)
-    monkeypatch.setattr(torch_device, "_chosen", "auto")
+    monkeypatch.setenv(torch_device.VARIABLE, "auto")
     torch_device.use_device(name)
     assert torch_device.compute_device() == torch.device(found)
 
@@ -155,3 +171,9 @@ def test_a_device_that_is_not_there(name: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch_device, "_has_mps", lambda: False)
     with pytest.raises(BackendUnavailableError, match=f"no device {name}.*"):
         torch_device.find_device(name)
+
+
+def test_a_device_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(torch_device.VARIABLE, "tpu")
+    with pytest.raises(UsageError, match="EDGE_TORCH_DEVICE is 'tpu'"):
+        torch_device.compute_device()
