@@ -170,8 +170,9 @@ def _blockwise_shift_scale(inputs: Inputs) -> Array:
     spread = [part if axis % 2 == 0 else 1 for axis, part in enumerate(blocks)]
     values = data.astype(np.float32).reshape(blocks)
     if "offset" in inputs:
-        values = values - inputs["offset"].astype(np.float32).reshape(spread)
-    return np.asarray((values * scale.reshape(spread)).reshape(data.shape))
+        values -= inputs["offset"].astype(np.float32).reshape(spread)
+    values *= scale.reshape(spread)  # in place: this may be the largest matrix of a model
+    return np.asarray(values.reshape(data.shape))
 
 
 def _lut_to_dense(inputs: Inputs) -> Array:
@@ -179,11 +180,11 @@ def _lut_to_dense(inputs: Inputs) -> Array:
     if lut.ndim != indices.ndim + 2 or lut.shape[-1] != 1:
         raise NotImplementedError("palettes of vectors")
     n_entries = lut.shape[-2]
-    table = np.zeros(indices.shape, np.intp)  # which palette each element uses
+    table = np.zeros(indices.shape, np.int32)  # which palette each element uses
     for axis, (size, n_groups) in enumerate(zip(indices.shape, lut.shape[:-2], strict=True)):
         if n_groups == 0 or size % n_groups:
             raise ValueError(f"{n_groups} palettes do not divide an axis of {size}")
-        group = np.arange(size) // (size // n_groups)
+        group = np.arange(size, dtype=np.int32) // (size // n_groups)
         table = table * n_groups + group.reshape([-1 if other == axis else 1 for other in range(indices.ndim)])
     return np.asarray(lut.reshape(-1, n_entries)[table, indices].astype(np.float32))
 

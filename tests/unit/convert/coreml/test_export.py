@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from edge.errors import ContextFullError, ModelFileError, UsageError
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.coreml.calibrate import calibration_tokens, load_reference
 from edge_convert.coreml.decoder import read_decoder
+from edge_convert.coreml.grids import int8_rows
 from edge_convert.coreml.mil import MilModel
 from edge_convert.coreml.program import Package
 from edge_convert.coreml.quantise import Encoder
 from edge_convert.coreml.runner import causal_mask
+from edge_convert.coreml.weights import Dense, to_files
 from tests.checkpoints import GGUF_ONLY, KINDS
 from tests.prove import proof_size
 from tests.unit.convert.coreml.support import CONTEXT, divergence, export_tiny, info_of, open_runner, reference_logits
@@ -87,7 +90,7 @@ def test_int4_gives_the_logits_of_its_own_weights(
     text.write_text((Path(__file__).parents[4] / "LICENSE").read_text(encoding="utf-8")[:3000], encoding="utf-8")
     package = export_tiny(folder, tmp_path, variant=variant, calibration=text, palette_bits=bits)
     opened, reference = open_checkpoint(folder), load_reference(folder)
-    encoder = Encoder(opened, read_decoder(folder), variant, None, text, bits)
+    encoder = Encoder(opened, read_decoder(folder), variant, None, text, bits, tmp_path)
     encoder.prepare(reference, lambda share: None)
     with torch.no_grad():
         for name, module in reference.named_modules():
@@ -103,6 +106,17 @@ def test_int4_gives_the_logits_of_its_own_weights(
     # random weights are hard to quantise; what comes out must still be much nearer than another position's logits
     assert divergence(original, _feed(package, tokens, "fp16")) < 0.3 * divergence(original, np.roll(original, 1, axis=0))
     assert encoding in info_of(package).encodings
+
+
+def test_encoded_matrices_are_files_that_the_system_may_drop(tmp_path: Path) -> None:
+    table = np.arange(32, dtype=np.float32).reshape(4, 8)
+    for number, weight in enumerate((Dense(table.astype(np.float16)), int8_rows(table))):
+        mapped = to_files(weight, tmp_path, f"m{number}")
+        np.testing.assert_array_equal(mapped.dequantise(), weight.dequantise())
+        assert mapped.rows(1, 3).dequantise().shape == (2, 8)
+    stored = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert sorted(stored) == ["m0.values.npy", "m1.codes.npy", "m1.scale.npy"]
+    assert isinstance(mapped.codes.base, np.memmap | mmap.mmap)  # type: ignore[union-attr]
 
 
 def test_a_cache_in_the_hands_of_the_host_gives_the_same(tiny_checkpoint: Make, tmp_path: Path) -> None:
