@@ -95,9 +95,9 @@ def build_coreml(facts: Facts, *, is_walked: bool) -> int:
     """
     n_params, largest = facts.n_params, facts.largest
     whole = 4 * n_params if facts.architecture.is_gemma and not facts.is_wide else 0
-    walked = whole + 4 * facts.layer_params + 28 * facts.columns**2 + n_params if is_walked else 0
-    built = 3 * n_params + 4 * largest
-    checked = 2 * (n_params + largest) + 10 * largest
+    walked = whole + 4 * facts.layer_params + 28 * facts.columns**2 if is_walked else 0
+    built = n_params + 4 * largest
+    checked = 2 * (n_params + largest) + 7 * largest
     return _HERE + _COREML + max(whole + 4 * largest, walked, built, checked)
 
 
@@ -114,7 +114,7 @@ def evaluate(facts: Facts, n_evaluators: int) -> int:
         + tables
         + (0 if facts.is_wide else 4 * (facts.n_params if facts.architecture.is_gemma else facts.largest))
     )
-    package = _COREML + 2 * (facts.n_params + facts.largest) + 10 * facts.largest
+    package = _COREML + 2 * (facts.n_params + facts.largest) + 7 * facts.largest
     return max(reference, _PYTHON + n_evaluators * package + tables)
 
 
