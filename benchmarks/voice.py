@@ -212,9 +212,9 @@ def echoing(sound: VirtualSound) -> Iterator[None]:
 def count_own_interruptions(setting: Setting, speeches: Sequence[np.ndarray]) -> int:
     """Return how many replies interrupt themselves while the microphone hears the loudspeaker."""
     n = 0
-    for speech in speeches:
-        since_s = time.monotonic()
-        with echoing(setting.sound):
+    with echoing(setting.sound):  # one for all: each has another delay, as another room would
+        for speech in speeches:
+            since_s = time.monotonic()
             say(setting, speech)
             if setting.wait_for("speaking", since_s) is not None:
                 n += setting.wait_for("interrupted", since_s, 6.0) is not None

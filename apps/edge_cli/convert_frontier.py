@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.errors import UsageError
+from edge.units import quoted
 from edge_cli import output
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def convert_frontier(found: Input, out: Path, request: Request, options: Mapping
     if not options["as_json"]:
         print_frontier(frontier)
     if not is_chosen:
-        command = f"edge convert {found.source} --frontier --point {frontier.finalists[-1]} --distill-minutes 20 --out {out}"
+        command = (
+            f"edge convert {quoted(found.source)} --frontier --point {quoted(frontier.finalists[-1])} "
+            f"--distill-minutes 20 --out {quoted(out)}"
+        )
         output.note(f"To go on with a point: {command}")
         return 0
     point, why = _choose(frontier, options)

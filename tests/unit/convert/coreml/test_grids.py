@@ -127,6 +127,7 @@ def test_without_correlation_feedback_is_rounding() -> None:
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_carried_blocks_are_what_gguf_dequantises(kind: str, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
+    from edge_convert.architectures import ARCHITECTURES
     from edge_convert.coreml.carried import CarriedWeights
     from edge_convert.coreml.decoder import Decoder
 
@@ -143,7 +144,7 @@ def test_carried_blocks_are_what_gguf_dequantises(kind: str, tmp_path: Path) -> 
     writer.close()
 
     expected = gguf.quants.dequantize(quantised, gguf.GGMLQuantizationType[kind])
-    carried = CarriedWeights(path, decoder, "llama")
+    carried = CarriedWeights(path, decoder, ARCHITECTURES["LlamaForCausalLM"])
     output = carried.find("model.layers.0.self_attn.o_proj", expected)
     assert output is not None
     scale = np.abs(output.scale.astype(np.float32)).repeat(32, axis=1)
