@@ -171,7 +171,7 @@ class PortAudioSpeaker:
             out[:n] = line[:n, None]
             if filled:
                 self._heard_until_s = stream.called_at + self.latency_s + filled / rate
-            clock.mark(ring.n_written, stream.called_at)
+            clock.mark(ring.n_written, stream.called_at, has_waited=bool(status.output_underflow))
             ring.write(line[:n])
 
         self.latency_s = LATENCY_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -18,25 +19,29 @@ LATENCY_S = 0.04  # of the loudspeaker's buffers in PortAudio: less crackles whe
 INPUT_LATENCY_S = 0.025  # of the microphone's, behind which a ring of seconds waits; PulseAudio delivers nothing at 9 ms
 _FIRST_S = 5.0  # a device that does not call back for so long at first does not work; Bluetooth needs a second or two
 GONE_S = 1.0  # likewise, later
-_SMOOTHING = 0.02  # of the clock that gives samples their time
+_CLOCK_CALLS = 20  # of which the clock that gives samples their time takes the earliest
 
 
 class Clock:
-    """When the samples of a stream were taken or are played, from the times of its callbacks."""
+    """When the samples of a stream were taken or are played, from the times of its callbacks.
+
+    A late callback says too late a time, so the earliest of the newest ones counts. Where the device had to wait, all that
+    follows is later for good.
+    """
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
-        self._start_s: float | None = None
+        self._starts: deque[float] = deque(maxlen=_CLOCK_CALLS)
 
-    def mark(self, n_samples: int, now_s: float) -> None:
-        """Note that so many samples had passed at this time. Late callbacks say too late a time, so early ones count more."""
-        start_s = now_s - n_samples / self._rate
-        error_s = 0.0 if self._start_s is None else start_s - self._start_s
-        self._start_s = start_s if self._start_s is None or error_s < 0 else self._start_s + _SMOOTHING * error_s
+    def mark(self, n_samples: int, now_s: float, *, has_waited: bool = False) -> None:
+        """Note that so many samples had passed at this time, and whether the device had to wait for these."""
+        if has_waited:
+            self._starts.clear()
+        self._starts.append(now_s - n_samples / self._rate)
 
     def at(self, sample_s: float) -> float:
         """Return the time of the sample that is so many seconds from the first one."""
-        return (self._start_s or 0.0) + sample_s
+        return min(tuple(self._starts), default=0.0) + sample_s
 
 
 _open_streams = 0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["HalfDuplex", "Headphones", "LivekitCanceller", "open_half_duplex", "open_headphones", "open_livekit"]
 
 _FRAME = RATE // 100  # WebRTC's audio processing takes 10 ms at a time
-_JITTER = RATE // 20  # by which the time of a piece may differ from the end of the one before it
+_JITTER = RATE // 100  # by which the time of a piece may differ from the end of the one before it
 _LEAD = RATE // 50  # by which the loudspeaker is taken to be earlier than its device says
 _LEARNING = RATE // 2  # of sound that is played, before what is left of it counts as heard
 _AUDIBLE = 0.003
@@ -53,14 +53,17 @@ class _Timeline:
         self.end = 0
         """Sample after the newest one, counted from the clock's zero."""
 
-    def write(self, samples: Samples, at_s: float) -> None:
+    def write(self, samples: Samples, at_s: float) -> bool:
+        """Add a piece, and return whether it follows the one before."""
         start = round(at_s * RATE)
-        if abs(start - self.end) > _JITTER:
+        follows = abs(start - self.end) <= _JITTER
+        if not follows:
             gap = min(max(start - self.end, 0), RATE)
             self._put(start - gap, self._sound[:0], gap)
             self.end = start
         self._put(self.end, samples[-RATE:], 0)
         self.end += len(samples)
+        return follows
 
     def _put(self, start: int, samples: Samples, n_zeros: int) -> None:
         import numpy as np
@@ -84,7 +87,8 @@ class LivekitCanceller:
 
     It pairs the microphone with what the loudspeaker plays at that time by the clock, not by the order of calls: threads that
     get no processor for a while would move the echo otherwise, which the canceller takes seconds to learn. The room it learns
-    from the first half second that is played, in which the microphone counts as silent.
+    from the first half second that is played, in which the microphone counts as silent; and once more where the loudspeaker
+    had to wait for its sound.
 
     Args:
         patience_s: longest wait for what the loudspeaker plays, while it plays, in seconds.
@@ -113,7 +117,8 @@ class LivekitCanceller:
     def played(self, samples: Samples, at_s: float) -> None:
         """See `EchoCanceller.played`."""
         with self._changed:
-            self._far.write(samples, at_s)
+            if not self._far.write(samples, at_s):
+                self._n_unlearned = _LEARNING  # the device had to wait for it, so the echo comes later from now on
             self._changed.notify_all()
 
     def clean(self, block: Block) -> Samples:

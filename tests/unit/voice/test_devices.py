@@ -227,3 +227,18 @@ def test_devices_and_languages_are_completed(portaudio: FakePortAudio, monkeypat
     assert [item.value for item in complete_language(context, None, "d")] == ["de"]
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert complete_microphone(context, None, "") == []
+
+
+def test_the_clock_takes_late_callbacks_for_late_and_a_wait_for_a_wait() -> None:
+    from edge_voice.device_stream import Clock
+
+    clock = Clock(1000)
+    for n in range(50):
+        late_s = 0.03 if n % 3 else 0.0
+        clock.mark(10 * n, 5.0 + n / 100 + late_s)
+    assert clock.at(0.5) == pytest.approx(5.5)
+    clock.mark(500, 5.5 + 0.08, has_waited=True)  # the device stood still for 80 ms
+    assert clock.at(0.5) == pytest.approx(5.58)
+    for n in range(51, 80):
+        clock.mark(10 * n, 5.0 + n / 100 + 0.2)  # and later once more, without saying so
+    assert clock.at(0.8) == pytest.approx(6.0)
