@@ -147,16 +147,18 @@ class Assistant(Responding):
             self.store = trace.watch(self.store, "store")
             blocks = trace.watch(blocks, "blocks") if blocks is not None else None
         cache = KVCache(backend, blocks, model=model, own=own, exact=exact)
+        threads = None
         # Their number decides the last bits, which `exact` promises to keep.
-        can_adapt = plan is not None and plan.accelerator == "cpu" and backend.capabilities.free_threads and not exact
-        threads = (plan.n_threads, plan.n_threads_batch) if plan is not None and can_adapt else None
+        can_adapt = adapts_threads and backend.capabilities.free_threads and not exact
+        if can_adapt and plan is not None and plan.accelerator == "cpu":
+            threads = plan.n_threads, plan.n_threads_batch
         self._scheduler = Scheduler(
             backend,
             cache,
             max_gap_ms=max_gap_ms,
             planner=Planner(dict(plan.pass_costs) if plan is not None else None) if speculates else None,
             draft=DraftModel(draft, backend.info.n_vocab) if draft is not None else None,
-            threads=threads if adapts_threads else None,
+            threads=threads,
         )
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None
         self._turns = Turns(
