@@ -91,18 +91,18 @@ def _search_step(whole: Facts, facts: Facts, request: Request, recipe: Recipe) -
         from edge_convert.frontier.measure import growth_of
         from edge_convert.frontier.search import Rounds, search, whole_point
         from edge_convert.smaller.corpus import load_corpus
-        from edge_convert.smaller.teacher import open_hidden
+        from edge_convert.smaller.teacher import open_states
 
-        teacher, corpus, hidden = facts.open(folder_of), load_corpus(folder_of("text")), folder_of("hidden")
+        teacher, corpus = facts.open(folder_of), load_corpus(folder_of("text"))
         order = tuple(json.loads((folder_of("order") / "order.json").read_bytes()))
         growth = growth_of(corpus, whole.open(folder_of).folder, teacher.folder) if recipe.keep_vocab else 1.0
         costs = _costs(whole, facts, request, growth)
-        held = {name: open_hidden(hidden / name / "hidden.npy") for name in corpus.held_out}
+        hidden, held = open_states(folder_of("hidden"), corpus.held_out)
         points = search(
             folder,
             teacher,
             corpus,
-            open_hidden(hidden / "hidden.npy"),
+            hidden,
             held,
             candidates(facts.n_layers, facts.model.inner, facts.model.layer_kinds, order),
             order,

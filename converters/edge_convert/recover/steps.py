@@ -110,10 +110,10 @@ def recovery_step(facts: Facts, recipe: Recipe, name: str, plain: str, fitted: s
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         from edge_convert.recover.train import recover
         from edge_convert.smaller.corpus import load_corpus
-        from edge_convert.smaller.teacher import open_hidden
+        from edge_convert.smaller.teacher import open_states
 
-        corpus, hidden = load_corpus(folder_of("text")), folder_of(_HIDDEN)
-        held_hidden = {held: open_hidden(hidden / held / "hidden.npy") for held in corpus.held_out}
+        corpus = load_corpus(folder_of("text"))
+        hidden, held_hidden = open_states(folder_of(_HIDDEN), corpus.held_out)
         # Under another name until it is whole: a run that is killed while it writes begins with the fitted file again.
         trained = folder / _FILE
         shutil.copyfile(folder_of(fitted) / file_name, trained)
@@ -121,7 +121,7 @@ def recovery_step(facts: Facts, recipe: Recipe, name: str, plain: str, fitted: s
             trained,
             facts.open(folder_of),
             corpus,
-            open_hidden(hidden / "hidden.npy"),
+            hidden,
             held_hidden,
             training,
             folder,
@@ -151,14 +151,11 @@ def recovery_step(facts: Facts, recipe: Recipe, name: str, plain: str, fitted: s
 def _describe(report: Report, recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
     training = recipe.recovery
     assert training is not None
-    held_out = [
-        f"{name} {report.before[name].divergence:.3f} to {report.after[name].divergence:.3f}" for name in sorted(report.after)
-    ]
     kept = "" if report.is_nearer else "; so the fitted blocks were kept as they were before the training"
     return {
         "blocks fitted": f"with error feedback, on at most {FIT_TOKENS} tokens",
         "recovered": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s; {training.batch} windows of "
         f"{training.window}, learning rate {training.lr:g} steps of the grid, seed {training.seed}",
         "recovered on": describe_texts(folder_of),
-        "held-out divergence of the recovery": ("; ".join(held_out) or "not measured") + kept,
+        "held-out divergence of the recovery": (report.describe_held_out() or "not measured") + kept,
     }

@@ -85,6 +85,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         before, after = (sum(held.divergence for held in part.values()) for part in (self.before, self.after))
         return not self.after or after < before
 
+    def describe_held_out(self) -> str:
+        """Return how the divergence on each held-out text changed, for a manifest; "" if nothing was held out."""
+        return "; ".join(
+            f"{name} {self.before[name].divergence:.3f} to {self.after[name].divergence:.3f}" for name in sorted(self.after)
+        )
+
 
 def read_provenance(path: Path) -> list[Provenance]:
     """Read the corpus.json of a corpus.

@@ -18,7 +18,7 @@ from edge_convert.smaller.layers import check_ffn, check_layers
 from edge_convert.smaller.lora import Adapter, check_fit, merge
 from edge_convert.smaller.prompts import built_in_prompts
 from edge_convert.smaller.recipe import CHOICE_TOKENS, DIVERGENCE_TOKENS, METHOD, Recipe, Text, Training
-from edge_convert.smaller.records import Choice, Provenance, Report
+from edge_convert.smaller.records import Choice, Provenance, Report, read_provenance
 from edge_convert.smaller.sources import find_file, read_documents
 from edge_convert.smaller.vocabulary_steps import vocabulary_step, with_vocabulary
 from edge_convert.torch_device import chosen_device, find_device
@@ -169,7 +169,7 @@ def training_seconds(training: Training, trained: int, head: int, n_threads: int
 
 def describe_texts(folder_of: FolderOf) -> str:
     """Return the texts of a training, for a manifest."""
-    texts = msgspec.json.decode((folder_of("text") / "corpus.json").read_bytes(), type=list[Provenance])
+    texts = read_provenance(folder_of("text") / "corpus.json")
     return "; ".join(
         f"{text.name}: {text.n_tokens} tokens of {text.origin}" + (f" ({text.licence})" if text.licence else "")
         for text in texts
@@ -186,9 +186,6 @@ def _describe(recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
     folder = folder_of(f"checkpoint-{recipe.label}")
     choice = msgspec.json.decode((folder / _CHOICE).read_bytes(), type=Choice)
     report = msgspec.json.decode((folder / _REPORT).read_bytes(), type=Report)
-    held_out = [
-        f"{name} {report.before[name].divergence:.3f} to {report.after[name].divergence:.3f}" for name in sorted(report.after)
-    ]
     narrowed = {"feed-forward": f"{recipe.keep_ffn} neurons in each layer, those that matter most"} if recipe.keep_ffn else {}
     return {
         "layers": f"{', '.join(map(str, choice.kept))} of the source's ({choice.reason})",
@@ -197,7 +194,7 @@ def _describe(recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
         "distilled": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s on {report.device}; "
         + _terms(recipe),
         "texts": describe_texts(folder_of),
-        "held-out divergence": "; ".join(held_out) or "not measured",
+        "held-out divergence": report.describe_held_out() or "not measured",
     }
 
 
@@ -420,13 +417,13 @@ def _distil_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         from edge_convert.smaller.corpus import load_corpus
         from edge_convert.smaller.distill import distil
         from edge_convert.smaller.models import open_model, save_model
-        from edge_convert.smaller.teacher import open_hidden
+        from edge_convert.smaller.teacher import open_states
 
         cut = open_checkpoint(folder_of("cut"))
         student = open_model(cut.folder)
-        corpus, hidden = load_corpus(folder_of("text")), folder_of("hidden")
-        held_hidden = {held: open_hidden(hidden / held / "hidden.npy") for held in corpus.held_out}
-        report = distil(student, corpus, open_hidden(hidden / "hidden.npy"), held_hidden, training, folder, on_progress)
+        corpus = load_corpus(folder_of("text"))
+        hidden, held_hidden = open_states(folder_of("hidden"), corpus.held_out)
+        report = distil(student, corpus, hidden, held_hidden, training, folder, on_progress)
         save_model(student, folder, cut, f"{facts.open(folder_of).name}-{recipe.label}")
         (folder / _REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)))
         (folder / _CHOICE).write_bytes((cut.folder / _CHOICE).read_bytes())

@@ -5,7 +5,7 @@ They take a hundredth of the logits, and the head that both models share turns t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from edge_convert.smaller.models import open_model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["hidden_rows", "open_hidden", "write_hidden"]
+__all__ = ["hidden_rows", "open_hidden", "open_states", "write_hidden"]
 
 _BATCH = 8
 _COUNT = "done.txt"
@@ -56,6 +56,11 @@ def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], on_pro
 def open_hidden(path: Path) -> Any:
     """Map the hidden states that `write_hidden` stored."""
     return np.load(path, mmap_mode="r")
+
+
+def open_states(folder: Path, held_out: Iterable[str]) -> tuple[Any, dict[str, Any]]:
+    """Map the hidden states of a step: those over the text to train on, and those over each held-out text."""
+    return open_hidden(folder / "hidden.npy"), {name: open_hidden(folder / name / "hidden.npy") for name in held_out}
 
 
 def hidden_rows(stored: Any, rows: Any) -> Any:
