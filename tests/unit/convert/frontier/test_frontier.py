@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,10 @@ def test_a_search_leaves_a_report_and_the_finalists(searched: Path) -> None:
     assert (searched / "frontier/frontier.svg").is_file()
 
 
-def test_a_point_is_trained_on_and_converted(searched: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_point_is_trained_on_and_converted(
+    searched: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched = Path(shutil.copytree(searched, tmp_path / "out"))  # the student comes beside the frontier
     name = next(name for name in read_frontier(searched / "frontier").finalists if "ffn" in name)
     found = Input(kind="checkpoint", path=tiny, source="tiny")
     options = {"minutes": None, "point": name, "at_least": None, "distill_minutes": 0.005, "dry_run": False, "as_json": False}
