@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import gguf
 import pytest
 
+from edge_cli.main import run as run_here
 from tests.tiny_gguf import TOKENS, write_gguf
 
 EDGE = Path(sys.executable).with_name("edge")
@@ -34,6 +36,22 @@ def edge(shared_cache: Path) -> Edge:
         return subprocess.run(
             [EDGE, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environ, timeout=LIMIT_S
         )
+
+    return run
+
+
+@pytest.fixture
+def edge_here(shared_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Edge:
+    """Like `edge`, in this process, for what is refused before an engine sees it."""
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            for name, value in {"EDGE_CACHE_DIR": str(shared_cache), **variables}.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+            code = run_here(arguments)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     return run
 
@@ -71,24 +89,24 @@ def write_model(path: Path, architecture: str, *, n_embd: int = 64, n_rows: int 
     return path
 
 
-def test_a_file_that_is_not_there(edge: Edge, tmp_path: Path) -> None:
-    check(edge("run", "-m", str(tmp_path / "none.gguf"), "hi"), 3, "none.gguf")
+def test_a_file_that_is_not_there(edge_here: Edge, tmp_path: Path) -> None:
+    check(edge_here("run", "-m", str(tmp_path / "none.gguf"), "hi"), 3, "none.gguf")
 
 
-def test_an_unknown_name_suggests_the_nearest(edge: Edge) -> None:
-    check(edge("run", "-m", "smollm2-135n", "hi"), 3, "smollm2-135n", "smollm2-135m")
+def test_an_unknown_name_suggests_the_nearest(edge_here: Edge) -> None:
+    check(edge_here("run", "-m", "smollm2-135n", "hi"), 3, "smollm2-135n", "smollm2-135m")
 
 
-def test_a_file_that_is_not_a_model(edge: Edge, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model(edge_here: Edge, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_text("this is no model\n" * 100)
-    check(edge("run", "-m", str(path), "hi"), 1, "x.gguf", "not a GGUF")
+    check(edge_here("run", "-m", str(path), "hi"), 1, "x.gguf", "not a GGUF")
 
 
-def test_an_empty_file(edge: Edge, tmp_path: Path) -> None:
+def test_an_empty_file(edge_here: Edge, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.touch()
-    check(edge("run", "-m", str(path), "hi"), 1, "x.gguf")
+    check(edge_here("run", "-m", str(path), "hi"), 1, "x.gguf")
 
 
 @pytest.mark.model
@@ -133,34 +151,34 @@ def test_a_file_that_llamacpp_does_not_survive(edge: Edge, tmp_path: Path, token
 
 
 @pytest.mark.model
-def test_an_accelerator_that_is_not_here(edge: Edge, model_path: Path) -> None:
-    devices = json.loads(edge("devices", "--json").stdout)
+def test_an_accelerator_that_is_not_here(edge_here: Edge, model_path: Path) -> None:
+    devices = json.loads(edge_here("devices", "--json").stdout)
     here = {name for engine in devices["engines"] for name in engine["accelerators"]} | {gpu["api"] for gpu in devices["gpus"]}
     missing = [name for name in ("cuda", "metal", "ane") if name not in here]
     assert missing, "no machine has all three"
     for name in missing:
-        check(edge("run", "-m", str(model_path), "--require", name, "hi"), 4)
+        check(edge_here("run", "-m", str(model_path), "--require", name, "hi"), 4)
 
 
 @pytest.mark.model
-def test_a_backend_that_does_not_exist(edge: Edge, model_path: Path) -> None:
-    check(edge("run", "-m", str(model_path), "--backend", "warp", "hi"), 4, "warp")
+def test_a_backend_that_does_not_exist(edge_here: Edge, model_path: Path) -> None:
+    check(edge_here("run", "-m", str(model_path), "--backend", "warp", "hi"), 4, "warp")
 
 
-def test_a_directory_as_model(edge: Edge, tmp_path: Path) -> None:
-    done = edge("run", "-m", str(tmp_path), "hi")
+def test_a_directory_as_model(edge_here: Edge, tmp_path: Path) -> None:
+    done = edge_here("run", "-m", str(tmp_path), "hi")
     assert done.returncode in (1, 3)
     check(done, done.returncode, str(tmp_path))
 
 
-def test_wrong_options_and_settings(edge: Edge, tmp_path: Path) -> None:
-    check(edge("run", "--temprature", "1", "hi"), 2, "--temperature")
-    check(edge("run", "--top-p", "2", "hi"), 2, "from 0 to 1")
-    check(edge("run"), 2, 'edge run "')
-    check(edge("models", "ls", EDGE_MODLE="x"), 2, "EDGE_MODEL")
+def test_wrong_options_and_settings(edge_here: Edge, tmp_path: Path) -> None:
+    check(edge_here("run", "--temprature", "1", "hi"), 2, "--temperature")
+    check(edge_here("run", "--top-p", "2", "hi"), 2, "from 0 to 1")
+    check(edge_here("run"), 2, 'edge run "')
+    check(edge_here("models", "ls", EDGE_MODLE="x"), 2, "EDGE_MODEL")
     settings = tmp_path / "c.toml"
     settings.write_text("\n[sampling]\ntemprature = 1\n")
-    check(edge("config", "ls", EDGE_CONFIG=str(settings)), 2, f"{settings}:3", "sampling.temperature")
+    check(edge_here("config", "ls", EDGE_CONFIG=str(settings)), 2, f"{settings}:3", "sampling.temperature")
 
 
 @pytest.mark.model
@@ -171,6 +189,6 @@ def test_a_prompt_longer_than_the_window(edge: Edge, model_path: Path, tmp_path:
     check(done, 1, "512")
 
 
-def test_data_directory_that_cannot_be_written(edge: Edge, tmp_path: Path) -> None:
+def test_data_directory_that_cannot_be_written(edge_here: Edge, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    check(edge("run", "--continue", "hi", EDGE_DATA_DIR=str(tmp_path / "file")), 1, str(tmp_path / "file"))
+    check(edge_here("run", "--continue", "hi", EDGE_DATA_DIR=str(tmp_path / "file")), 1, str(tmp_path / "file"))

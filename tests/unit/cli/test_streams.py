@@ -27,6 +27,7 @@ def shell(line: str, *arguments: str, **variables: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL, env=environ)
 
 
+@pytest.mark.prove(one_of=2)
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize(("stdout", "said"), [(">/dev/full", "No space left on device"), (">&-", "it is closed")])
 def test_a_stdout_that_cannot_be_written(arguments: list[str], stdout: str, said: str) -> None:
@@ -42,6 +43,7 @@ def test_a_reader_that_has_left_is_no_error(arguments: list[str]) -> None:
     assert done.stderr == "0\n"
 
 
+@pytest.mark.prove(one_of=2)
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", ">&- 2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
     ("arguments", "code"),

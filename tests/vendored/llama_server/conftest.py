@@ -1,4 +1,4 @@
-# Which of llama.cpp's tests are not for `edge serve`, and the end of the server after the last test.
+# Which of llama.cpp's tests are not for `edge serve`, and the end of the servers after the last test.
 import pytest
 from utils import ServerProcess
 
@@ -77,3 +77,10 @@ def pytest_collection_modifyitems(items):
 def end_of_server():
     yield
     ServerProcess.end()
+
+
+@pytest.fixture(autouse=True)
+def own_server(request):
+    """Start a server for what has to be the same four times: one that had the prompt before computes less, with other last bits."""
+    if request.node.originalname == "test_consistent_result_same_seed":
+        ServerProcess.end()

@@ -22,6 +22,7 @@ _STORIES = (
 )  # fmt: skip
 """What llama.cpp's test model writes. Ours has to write something."""
 
+MAX_SERVERS = 3
 
 _NATIVE = ("/completion", "/completions")
 """llama.cpp's own protocol, which `edge serve` does not speak: it is asked for the same by OpenAI's."""
@@ -49,7 +50,7 @@ class ServerError(Exception):
 
 
 class ServerProcess:
-    """`edge serve` with the options that these tests set. A server with the same options is used again by the next test."""
+    """`edge serve` with the options that these tests set. The last few servers stay up for tests with the same options."""
 
     server_host = "127.0.0.1"
     server_port = 0
@@ -67,7 +68,8 @@ class ServerProcess:
     server_slots = False
     server_metrics = True
 
-    _running: tuple[tuple, subprocess.Popen, int] | None = None
+    _running: dict[tuple, tuple[subprocess.Popen, int]] = {}
+    """Options -> server and port, the one used last at the end. A server takes two seconds to start, and idle it takes no time."""
     _folder = tempfile.TemporaryDirectory()
 
     def start(self, timeout_seconds: int = 0) -> None:
@@ -80,10 +82,11 @@ class ServerProcess:
             self.n_predict,
             self.api_key,
         )
-        if ServerProcess._running is None or ServerProcess._running[0] != options:
-            ServerProcess.end()
-            ServerProcess._running = (options, *self._start())
-        self.server_port = ServerProcess._running[2]
+        running = ServerProcess._running
+        if options not in running and len(running) == MAX_SERVERS:
+            self._end(next(iter(running)))
+        running[options] = running.pop(options, None) or self._start()
+        self.server_port = running[options][1]
         while self.make_request("GET", "/health").status_code != 200:
             time.sleep(0.01)
 
@@ -108,15 +111,18 @@ class ServerProcess:
         return process, int(url.rpartition(":")[2])
 
     @staticmethod
+    def _end(options: tuple) -> None:
+        process, _ = ServerProcess._running.pop(options)
+        process.terminate()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+    @staticmethod
     def end() -> None:
-        """End the server that runs."""
-        if ServerProcess._running is not None:
-            process = ServerProcess._running[1]
-            process.terminate()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-            ServerProcess._running = None
+        """End the servers that run."""
+        for options in list(ServerProcess._running):
+            ServerProcess._end(options)
 
     def stop(self) -> None:
         """Nothing: the next test with the same options uses the server again."""
