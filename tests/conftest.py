@@ -40,10 +40,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     )
 
 
+# Half a million objects of torch and its like, and of 13,000 tests, are there to stay: looking for garbage among them again and
+# again takes a tenth of the collection.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Keep what the collection made out of every later garbage collection, which takes half a second with torch loaded."""
     gc.collect()
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20)
 
 
 # The same examples in every run, and none of them fails because the machine is busy.

@@ -18,6 +18,7 @@ from edge.plan import Plan
 from edge.prompt.tokenizers import Tokenizer
 from tests.contract.coreml import write_package
 from tests.contract.entries import CHUNK, ENTRIES, N_CTX, N_SEQ, Bench, make_plan
+from tests.shared import made_once
 from tests.tiny_onnx import write_onnx
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, FFN = 64, 4, 2, 32, 128
@@ -299,11 +300,14 @@ def coreml_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     """Gives the path of a tiny Core ML package: "coreml" keeps its cache in a state, "coreml-explicit" has it passed in."""
     for package in ("torch", "coremltools"):
         pytest.importorskip(package, reason="needs the extra [convert]")
-    folder = tmp_path_factory.mktemp("coreml")
 
     def path_of(kind: str) -> Path:
-        path = folder / kind / "package" / "model.mlpackage"
-        return path if path.exists() else write_package(folder / kind, context=N_CTX, chunk=CHUNK, stateful=kind == "coreml")
+        folder = made_once(
+            tmp_path_factory,
+            f"contract/{kind}",
+            lambda path: write_package(path, context=N_CTX, chunk=CHUNK, stateful=kind == "coreml"),
+        )
+        return folder / "package" / "model.mlpackage"
 
     return path_of
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints, made once for a run of the tests."""
+"""Tiny checkpoints and what is converted of them, made once for a run of the tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.shared import made_once
 
 Make = Callable[[str], Path]
 
@@ -16,13 +18,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
     pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
     from tests.checkpoints import make_checkpoint
 
-    folder = tmp_path_factory.mktemp("checkpoints")
-
-    def make(kind: str) -> Path:
-        made = folder / kind
-        return made if (made / "config.json").is_file() else make_checkpoint(made, kind)
-
-    return make
+    return lambda kind: made_once(tmp_path_factory, f"checkpoints/{kind}", lambda path: make_checkpoint(path, kind))
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +27,13 @@ def tiny_onnx(tiny_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -
     pytest.importorskip("onnx", reason="needs the extra [convert]")
     from edge_convert.onnx.export import OnnxOptions, export_onnx
 
-    folder = tmp_path_factory.mktemp("onnx")
-
     def make(kind: str, precision: str) -> Path:
-        made = folder / f"{kind}-{precision}"
-        if not made.is_dir():
-            options = OnnxOptions(precision="fp32" if precision == "fp32" else "int4", accuracy_level=1)
-            export_onnx(tiny_checkpoint(kind), made, options, lambda text, done: None)
-        return made
+        options = OnnxOptions(precision="fp32" if precision == "fp32" else "int4", accuracy_level=1)
+        checkpoint = tiny_checkpoint(kind)
+        return made_once(
+            tmp_path_factory,
+            f"onnx/{kind}-{precision}",
+            lambda path: export_onnx(checkpoint, path, options, lambda text, done: None),
+        )
 
     return make

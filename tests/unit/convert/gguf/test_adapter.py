@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
-pytest.importorskip("peft", reason="needs the extra [distill]: pip install 'edge-assistant[distill]'")
 
-import peft
 import torch
 from safetensors.numpy import load_file, save_file
 
@@ -41,6 +39,8 @@ def settings(tmp_path: Path) -> Settings:
 
 def tuned(checkpoint: Path, folder: Path, **options: Any) -> Any:
     """Save a random adapter, and return the model that has it."""
+    # Three seconds, in which only the worker that comes here would wait.
+    peft = pytest.importorskip("peft", reason="needs the extra [distill]: pip install 'edge-assistant[distill]'")
     torch.manual_seed(3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft asks transformers for what has another name now
