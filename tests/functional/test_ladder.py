@@ -16,6 +16,8 @@ from edge.bench.ladder_values import Work
 from edge.device import probe
 from edge.errors import ModelTooLargeError
 from edge.formats.artifact import open_artifact
+from edge.formats.gguf import read_header
+from edge_convert.gguf.blocks import map_tensors
 
 ENTRY = "edge_cli.ladder_child:main"
 WORK = Work(name="tiny", n_turns=2, n_sessions=2, n_words=40, n_reply=6, n_questions=0, n_items=2, n_logits=24)
@@ -30,12 +32,9 @@ def test_the_ladder_of_the_real_model(model_path: Path, tmp_path: Path, monkeypa
     assert start is not None
     assert (start.quantisation, start.name) == ("F16", packed.name)
     # gguf-py unpacks the blocks on its own; llama.cpp has rounded them to float16.
-    ours, theirs = (
-        next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "blk.7.ffn_down.weight")
-        for path in (start.path, packed.path)
-    )
-    expected = gguf.quants.dequantize(theirs.data, theirs.tensor_type)
-    assert np.allclose(np.asarray(ours.data, np.float32), expected, rtol=1e-3, atol=1e-5)
+    ours, theirs = (map_tensors(path, read_header(path))["blk.7.ffn_down.weight"] for path in (start.path, packed.path))
+    expected = gguf.quants.dequantize(theirs, gguf.GGMLQuantizationType.Q4_1)
+    assert np.allclose(ours.view(np.float16).astype(np.float32), expected, rtol=1e-3, atol=1e-5)
 
     def all_at_once(models: Models, below: object) -> list[Variant]:
         setup = ladder_module.naive_setup(models)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import gguf
 import numpy as np
 
-from edge.errors import ModelFileError
+from edge.formats.gguf import read_header
 from edge_convert.architectures import Architecture
-from edge_convert.gguf.blocks import BLOCK_BYTES, checkpoint_rows, unpack_blocks
+from edge_convert.gguf.blocks import BLOCK_BYTES, checkpoint_rows, map_tensors, unpack_blocks
 from edge_convert.gguf.config import name_map
 
 from .decoder import Decoder
@@ -32,15 +31,13 @@ class CarriedWeights:
         architecture: of the checkpoint.
 
     Raises:
-        ModelFileError: this is not a GGUF.
+        ModelNotFoundError, ModelFileError: this is not a GGUF.
     """
 
     def __init__(self, path: Path, decoder: Decoder, architecture: Architecture) -> None:
-        try:
-            self._reader = gguf.GGUFReader(path)
-        except (OSError, ValueError) as error:
-            raise ModelFileError(f"{path} cannot be read as a GGUF: {error}.", "Download it again.") from error
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        header = read_header(path)
+        self._data = map_tensors(path, header)
+        self._types = {tensor.name: tensor.type for tensor in header.tensors}
         self._names = name_map(architecture.gguf, decoder.n_layers)
         self._decoder = decoder
         self._permuted = architecture.is_permuted
@@ -52,11 +49,11 @@ class CarriedWeights:
             name: in the checkpoint, without ".weight".
             expected: the checkpoint's values. Blocks that differ from them are not used: the checkpoint was changed since.
         """
-        own = self._names.get_name(name)
-        tensor = self._tensors.get(f"{own}.weight")
-        if tensor is None or tensor.tensor_type.name not in BLOCK_BYTES:
+        own = f"{self._names.get_name(name)}.weight"
+        kind = self._types.get(own)
+        if kind not in BLOCK_BYTES:
             return None
-        blocks = _blocks(tensor.tensor_type.name, tensor.data)
+        blocks = _blocks(kind, self._data[own])
         if self._permuted and name.endswith(("q_proj", "k_proj")):
             n_heads = self._decoder.n_heads if name.endswith("q_proj") else self._decoder.n_kv_heads
             blocks = _in_order(blocks, checkpoint_rows(len(blocks.codes), n_heads))
@@ -66,7 +63,7 @@ class CarriedWeights:
         return blocks if bool(np.abs(blocks.dequantise() - expected).max() <= tolerance) else None
 
 
-def _blocks(kind: str, data: Any) -> Blocks:
+def _blocks(kind: str, data: NDArray[np.uint8]) -> Blocks:
     codes, scale, least = unpack_blocks(kind, data)
     if kind == "Q8_0":
         return Blocks(codes, scale, None, 8)

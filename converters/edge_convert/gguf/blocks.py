@@ -1,18 +1,22 @@
-"""Blocks of 32 weights of a GGUF file, unpacked: Q4_0 is d * (q - 8), Q4_1 is d * q + m, Q8_0 is d * q.
+"""Weights of a GGUF file as they are stored, and its blocks of 32, unpacked: Q4_0 is d * (q - 8), Q4_1 d * q + m, Q8_0 d * q.
 
 Source: ggml's block layouts (ggml-common.h).
 """
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from edge.formats.gguf import GGUFHeader
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "BLOCK_BYTES", "RawBlocks", "checkpoint_rows", "unpack_blocks"]
+__all__ = ["BLOCK", "BLOCK_BYTES", "RawBlocks", "checkpoint_rows", "map_tensors", "unpack_blocks"]
 
 BLOCK = 32
 """Weights in a block."""
@@ -33,6 +37,22 @@ class RawBlocks(NamedTuple):
     codes: NDArray[np.uint8] | NDArray[np.int8]
     scale: NDArray[np.float16]
     least: NDArray[np.float16] | None
+
+
+def map_tensors(path: Path, header: GGUFHeader) -> dict[str, NDArray[np.uint8]]:
+    """Map the tensors of a GGUF file into memory: name -> uint8 [n_rows, bytes of a row].
+
+    The library's reader would take seconds for the vocabulary, and hold it in ten times its size.
+
+    Args:
+        path: the file, one that is not split.
+        header: what `read_header` says about it.
+    """
+    data = np.memmap(path, np.uint8, "r", offset=header.data_offset)
+    return {
+        info.name: data[info.offset : info.offset + info.size_bytes].reshape(math.prod(info.shape[1:]), -1)
+        for info in header.tensors
+    }
 
 
 def unpack_blocks(kind: str, data: Any) -> RawBlocks:

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from gguf import GGUFReader, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
 from edge.errors import ModelFileError
 from edge.formats.gguf import GGUFHeader, read_header
 from edge.formats.gguf import TensorInfo as GGUFTensor
 from edge_convert.architectures import Architecture, check_reads_back, find_gguf_architecture
 from edge_convert.checkpoint import SOURCE_NOTE, open_checkpoint
+from edge_convert.gguf.blocks import map_tensors
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.from_header import checkpoint_tensors, header_config
 from edge_convert.gguf.quantise import FLOATS, check_tokenizer, type_of_weights
@@ -46,15 +47,16 @@ _PART_ELEMENTS = 1 << 20
 
 
 class _Entry(NamedTuple):
-    """A tensor to write: its name in a checkpoint, gguf's ReaderTensor, "F32", "F16" or "BF16"."""
+    """A tensor to write: its name in a checkpoint, the header's entry, its bytes [n_rows, ...], "F32", "F16" or "BF16"."""
 
     name: str
-    tensor: Any
+    info: GGUFTensor
+    data: NDArray[np.uint8]
     dtype: str
 
     @property
     def shape(self) -> list[int]:
-        return [int(size) for size in reversed(self.tensor.shape)]
+        return list(reversed(self.info.shape))
 
     @property
     def n_bytes(self) -> int:
@@ -86,7 +88,12 @@ def checkpoint_from_gguf(
         BackendError: llama.cpp cannot read the file's tokenizer.
     """
     header, architecture, model, names = _write_parts(path, out)
-    _write_weights(_entries(GGUFReader(path), names), architecture, model, out, on_progress)
+    stored = map_tensors(path, header)
+    entries = [
+        _Entry(name, info, stored[info.name], info.type if info.type in ("F16", "BF16") else "F32")  # 16 bits stay as they are
+        for name, info in names.items()
+    ]
+    _write_weights(entries, architecture, model, out, on_progress)
     in_file, kind = header.metadata.get("general.license"), type_of_weights(header)
     note = {
         "source": source or path.name,
@@ -179,14 +186,6 @@ def _write_weights(
         _write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
-def _entries(reader: GGUFReader, names: Mapping[str, GGUFTensor]) -> list[_Entry]:
-    """Return the tensors of the checkpoint; 16-bit types stay as they are."""
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    return [
-        _Entry(name, stored[info.name], info.type if info.type in ("F16", "BF16") else "F32") for name, info in names.items()
-    ]
-
-
 def _write_shard(path: Path, entries: list[_Entry], architecture: Architecture, model: ModelConfig) -> Iterator[int]:
     """Write one safetensors file: a JSON header, then the tensors end to end. The library itself wants all of them at once.
 
@@ -211,16 +210,18 @@ def _write_shard(path: Path, entries: list[_Entry], architecture: Architecture, 
 
 def _weights(entry: _Entry, architecture: Architecture, model: ModelConfig) -> Iterator[NDArray[np.generic]]:
     """Yield a tensor in transformers' layout, some rows at a time where their order stays."""
-    tensor, shape = entry.tensor, entry.shape
+    shape = entry.shape
     found = re.search(r"self_attn\.([qk])_proj\.", entry.name) if architecture.is_permuted else None
-    n_rows = len(tensor.data)
+    n_rows = len(entry.data)
     step = n_rows if found else max(1, _PART_ELEMENTS * n_rows // math.prod(shape))
     for start in range(0, n_rows, step):
-        data = tensor.data[start : start + step]
-        values = dequantize(data, tensor.tensor_type) if entry.dtype == "F32" else np.asarray(data)
-        values = values.view(np.uint16) if entry.dtype == "BF16" and values.dtype == np.uint8 else values
+        data = entry.data[start : start + step]
+        if entry.dtype == "F32":
+            values = dequantize(data, GGMLQuantizationType[entry.info.type])
+        else:
+            values = data.view(np.float16 if entry.dtype == "F16" else np.uint16)
         if entry.dtype != "BF16" and not np.isfinite(values).all():
-            raise ModelFileError(f"The tensor {entry.tensor.name} holds values that are not numbers.", "Download it again.")
+            raise ModelFileError(f"The tensor {entry.info.name} holds values that are not numbers.", "Download it again.")
         if architecture.is_gemma and entry.name.endswith("norm.weight"):
             values = values - np.float32(1.0)
         if found:

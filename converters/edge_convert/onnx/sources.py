@@ -14,7 +14,7 @@ from edge.errors import ModelFileError
 from edge.formats.gguf import read_header
 from edge_convert.architectures import Architecture
 from edge_convert.checkpoint import Checkpoint
-from edge_convert.gguf.blocks import checkpoint_rows
+from edge_convert.gguf.blocks import checkpoint_rows, map_tensors
 from edge_convert.gguf.from_header import checkpoint_tensors
 from edge_convert.model_config import ModelConfig
 from edge_convert.onnx.blocks import BLOCK_TYPES, Blocks, read_blocks
@@ -95,9 +95,9 @@ class GgufWeights:
     """
 
     def __init__(self, path: Path, architecture: Architecture, model: ModelConfig) -> None:
-        header = read_header(path)  # the library's reader would hold the vocabulary, ten times its size
+        header = read_header(path)
         self._tensors = checkpoint_tensors(header, architecture, model)
-        self._data = np.memmap(path, np.uint8, "r", offset=header.data_offset)
+        self._stored = map_tensors(path, header)
         self._model, self._is_permuted = model, architecture.is_permuted
         self.is_tied = HEAD not in self._tensors
 
@@ -109,7 +109,7 @@ class GgufWeights:
     def vector(self, name: str) -> NDArray[np.float32]:
         """Return a norm or a bias."""
         size = math.prod(self.shape(name) or ())
-        values = self._dequantised(name, self._bytes(name, 1)).reshape(-1)
+        values = self._dequantised(name, self._stored[self._tensors[name].name]).reshape(-1)
         return values[self._order(name, 0, size)]
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
@@ -127,15 +127,8 @@ class GgufWeights:
         self._check(name, blocks.scale)
         return blocks
 
-    def _bytes(self, name: str, n_rows: int) -> NDArray[np.uint8]:
-        """Return a tensor as it is stored, uint8 [n_rows, bytes of a row]."""
-        tensor = self._tensors[name]
-        return self._data[tensor.offset : tensor.offset + tensor.size_bytes].reshape(n_rows, -1)
-
     def _stored_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        shape = self.shape(name)
-        assert shape is not None
-        return np.array(self._bytes(name, shape[0])[self._order(name, start, stop)])
+        return np.array(self._stored[self._tensors[name].name][self._order(name, start, stop)])
 
     def _order(self, name: str, start: int, stop: int) -> slice | NDArray[np.intp]:
         """Return where rows are in the file: that of a Llama interleaves those of q and k for llama.cpp's RoPE."""
