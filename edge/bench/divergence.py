@@ -13,6 +13,7 @@ import msgspec
 from edge.backends.base import MAX_DRAFT
 from edge.backends.paired import PairedBackend
 from edge.errors import BackendError, UnsupportedError
+from edge.formats.logits import log_softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from edge.backends.base import Backend
 
-__all__ = ["TEXT", "Divergence", "compare_logits", "log_softmax", "text_logits", "write_logits"]
+__all__ = ["TEXT", "Divergence", "compare_logits", "text_logits", "write_logits"]
 
 TEXT = """\
 The harbour was quiet when the last ferry came in. Maria counted the passengers: eleven, and a dog that nobody seemed to own.
@@ -114,13 +115,3 @@ def compare_logits(backend: Backend, path: Path) -> Divergence:
     if not np.isfinite(each).all():  # max(0.0, NaN) would be 0: the same model
         raise BackendError("An engine computed logits that are not finite.", "See: edge doctor")
     return Divergence(mean=max(0.0, float(np.mean(each))), agreement=float(np.mean(same)), each=tuple(each))
-
-
-def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return the logarithms of the probabilities along the last axis."""
-    import numpy as np
-
-    wide = logits.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    found: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
-    return found

@@ -338,7 +338,8 @@ def _score(ai: Assistant, setup: Setup, request: Score) -> Reached:
 def _compute(backend: Backend, request: Compute) -> None:
     import numpy as np
 
-    from edge.bench.divergence import log_softmax, text_logits
+    from edge.bench.divergence import text_logits
+    from edge.formats.logits import log_softmax
 
     tokens = backend.tokenizer.tokenize(request.text)[: request.n_tokens + 1]
     # Where another engine prefills, half of the text is its own; what follows is compared.

@@ -12,4 +12,5 @@ onnx.py         folders in the layout of onnxruntime-genai
 onnx_graph.py   inputs, outputs and weights of an ONNX file
 protobuf.py     as much of the wire format as ONNX needs
 coreml.py       Core ML packages of `edge convert`
+logits.py       log-probabilities of logits
 """

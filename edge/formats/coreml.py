@@ -20,6 +20,7 @@ import msgspec
 
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.files import open_file
+from edge.formats.logits import log_softmax
 from edge.formats.protobuf import Message, ProtobufError
 from edge.hashes import file_sha256
 from edge.units import reason
@@ -68,7 +69,7 @@ class TopLogits(msgspec.Struct, frozen=True):
         """Return the likeliest tokens of logits [vocab]."""
         import numpy as np
 
-        log_p = _log_softmax(logits)
+        log_p = log_softmax(logits)
         top = np.argsort(-log_p, kind="stable")[:_N_TOP]
         return cls([int(token) for token in top], [round(float(log_p[token]), 5) for token in top])
 
@@ -81,7 +82,7 @@ class TopLogits(msgspec.Struct, frozen=True):
 
         if not np.isfinite(logits).all():
             return _NOT_NUMBERS_NATS
-        log_p, log_q = np.array(self.log_probabilities), _log_softmax(logits)[self.tokens]
+        log_p, log_q = np.array(self.log_probabilities), log_softmax(logits)[self.tokens]
         p, q = np.exp(log_p), np.exp(log_q)
         rest_p, rest_q = max(1.0 - float(p.sum()), 1e-9), max(1.0 - float(q.sum()), 1e-9)
         return max(float((p * (log_p - log_q)).sum()) + rest_p * float(np.log(rest_p / rest_q)), 0.0)
@@ -227,16 +228,6 @@ def read_info(metadata: Mapping[str, str | bytes], name: str) -> PackageInfo:
         return msgspec.json.decode(metadata[METADATA_KEY], type=PackageInfo)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelFileError(f"The description inside {name} is damaged: {error}.", "Convert it again.") from error
-
-
-def _log_softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    """Return the log-probabilities of logits [vocab], in float64."""
-    import numpy as np
-
-    values = np.asarray(logits, np.float64)
-    values = values - values.max()
-    shifted: NDArray[Any] = values - np.log(np.exp(values).sum())
-    return shifted
 
 
 def _check(path: Path, info: PackageInfo) -> None:

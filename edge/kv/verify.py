@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge.errors import UsageError
+from edge.formats.logits import log_softmax
 from edge.kv.records import PlainBlock
 from edge.names import is_answer_namespace
 
@@ -149,9 +150,6 @@ def compare(backend: Backend, path: Sequence[PlainBlock], owner: str, chunk_size
 def _divergence(cold: npt.NDArray[np.float32], restored: npt.NDArray[np.float32]) -> float:
     import numpy as np
 
-    logs = []
-    for logits in (cold, restored):
-        shifted = logits.astype(np.float64) - logits.max()
-        logs.append(shifted - np.log(np.exp(shifted).sum()))
-    found = float((np.exp(logs[0]) * (logs[0] - logs[1])).sum())
+    p, q = log_softmax(cold), log_softmax(restored)
+    found = float((np.exp(p) * (p - q)).sum())
     return 0.0 if found < 0 else found  # NaN stays what it is

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from edge.formats.logits import log_softmax
 from edge_convert.evaluate.passages import Window
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def compare(window: Window, reference: NDArray[np.float32], logits: NDArray[np.f
     for start in range(0, len(targets), _CHUNK):
         target = targets[start : start + _CHUNK]
         rows = slice(window.first + start, window.first + start + len(target))
-        theirs, ours = _log_softmax(reference[rows, :n_vocab]), _log_softmax(logits[rows, :n_vocab])
+        theirs, ours = log_softmax(reference[rows, :n_vocab]), log_softmax(logits[rows, :n_vocab])
         at = np.arange(len(target)), target
         kl = np.einsum("tv,tv->t", np.exp(theirs), theirs - ours)
         same = theirs.argmax(axis=1) == ours.argmax(axis=1)
@@ -136,12 +137,3 @@ def _scores(parts: Sequence[Positions]) -> Scores:
         kl_p99=float(np.quantile(kl, 0.99)),
         top1=float(same.mean()),
     )
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    import numpy as np
-
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
