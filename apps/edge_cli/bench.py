@@ -11,9 +11,9 @@ from edge.names import ACCELERATORS, KV_TYPES
 from edge.units import duration_text, size_text
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
-from edge_cli.completers import complete_backend, complete_model
+from edge_cli.completers import complete_model
 from edge_cli.group import examples
-from edge_cli.options import json_option
+from edge_cli.options import backends_option, json_option, plot_option
 
 if TYPE_CHECKING:
     from edge.bench.values import Result, Row, Stat
@@ -38,9 +38,7 @@ _N_SPEED_COLUMNS = 5
     )
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
-@click.option(
-    "--backend", "backends", metavar="NAME", multiple=True, shell_complete=complete_backend, help="Engine; may be repeated."
-)
+@backends_option
 @click.option("--require", "accelerators", type=click.Choice(ACCELERATORS), multiple=True, help="Accelerator; may be repeated.")
 @click.option("--threads", type=click.IntRange(min=1), multiple=True, metavar="N", help="CPU threads; may be repeated.")
 @click.option(
@@ -65,9 +63,7 @@ _N_SPEED_COLUMNS = 5
     "--reps", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="Rounds over all candidates."
 )
 @click.option("--untuned", is_flag=True, help="Ignore the results of edge tune.")
-@click.option(
-    "--plot", "plot_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a plot (SVG)."
-)
+@plot_option
 @json_option
 @pass_app
 def bench(app: App, models: tuple[str, ...], **options: Any) -> int:

@@ -13,9 +13,9 @@ from edge.units import duration_text
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.bench import BUSY_PROCESSORS, find_models, load_of_others
-from edge_cli.completers import complete_backend, complete_model
+from edge_cli.completers import complete_model
 from edge_cli.group import examples
-from edge_cli.options import json_option
+from edge_cli.options import backends_option, json_option, plot_option
 
 if TYPE_CHECKING:
     from edge.bench.ladder_steps import Models
@@ -67,17 +67,13 @@ _EXTENTS = ("full", "half", "quarter", "least")
     shell_complete=complete_model,
     help="Draft model to try.  [default: the student, or the model itself]",
 )
-@click.option(
-    "--backend", "backends", metavar="NAME", multiple=True, shell_complete=complete_backend, help="Engine; may be repeated."
-)
+@backends_option
 @click.option(
     "--write",
     type=click.Choice(["same", "fastest"]),
     help="Put the result into the settings: what leaves the model as it is, or all steps.",
 )
-@click.option(
-    "--plot", "plot_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a plot (SVG)."
-)
+@plot_option
 @click.option(
     "--markdown", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the table as Markdown."
 )

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from edge_cli.app import App
 
 __all__ = [
+    "backends_option",
     "days_option",
     "escalation_options",
     "json_option",
     "model_options",
+    "plot_option",
     "read_size",
     "require_exclusive",
     "require_input",
@@ -140,6 +142,19 @@ def days_option(function: Function) -> Function:
         raise click.BadParameter(f"{value:g} is not a number of days above 0, {_MAX_DAYS:,} at most.", ctx, param)
 
     return click.option("--days", type=float, callback=check, metavar="N", help="Pin it for N days only, from now.")(function)
+
+
+def backends_option(function: Function) -> Function:
+    """Add `--backend`, which may be repeated, as `backends`."""
+    return click.option(
+        "--backend", "backends", metavar="NAME", multiple=True, shell_complete=complete_backend, help="Engine; may be repeated."
+    )(function)
+
+
+def plot_option(function: Function) -> Function:
+    """Add `--plot`, as `plot_file`."""
+    path = click.Path(path_type=Path, dir_okay=False)
+    return click.option("--plot", "plot_file", type=path, metavar="FILE", help="Write a plot (SVG).")(function)
 
 
 def json_option(function: Function) -> Function:

@@ -10,10 +10,10 @@ from edge.units import quoted
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.bench import find_models
-from edge_cli.completers import complete_backend, complete_model
+from edge_cli.completers import complete_model
 from edge_cli.first_use import is_settled, skip
 from edge_cli.group import examples
-from edge_cli.options import json_option, require_exclusive
+from edge_cli.options import backends_option, json_option, require_exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,9 +66,7 @@ _KV_COSTS = {
     is_flag=True,
     help="Do nothing if the engines that are here were compared before, or that was skipped.",
 )
-@click.option(
-    "--backend", "backends", metavar="NAME", multiple=True, shell_complete=complete_backend, help="Engine; may be repeated."
-)
+@backends_option
 @click.option(
     "--kv-type",
     "kv_types",
