@@ -37,3 +37,12 @@ def tiny_onnx(tiny_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -
         )
 
     return make
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the steps of `edge convert` in this process: a child of its own would import torch for each.
+
+    Steps in processes of their own are tested in test_step_process.py and tests/faults/test_convert_disk.py.
+    """
+    monkeypatch.setattr("edge_convert.step_process.isolate", lambda plan, source, request: plan)

@@ -33,7 +33,7 @@ Call = Callable[..., Result]
 
 
 @pytest.fixture
-def convert(capsys: pytest.CaptureFixture[str]) -> Call:
+def convert(here: None, capsys: pytest.CaptureFixture[str]) -> Call:
     """Run `edge convert ARGS` in this process."""
 
     def call(*arguments: object) -> Result:

@@ -209,6 +209,7 @@ def _text(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("here")
 def test_fewer_tokens_alone_need_no_training(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["convert", str(tiny), "--keep-vocab", "400", "--quant", "F16", "--no-imatrix", "--no-card", "--out", str(out)]

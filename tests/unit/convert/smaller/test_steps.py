@@ -190,6 +190,7 @@ def test_the_teachers_reading_resumes(four_layers: Path, tmp_path: Path) -> None
 # -- as a conversion
 
 
+@pytest.mark.usefixtures("here")
 def test_a_conversion_that_makes_a_model_smaller(four_layers: Path, text_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
@@ -382,6 +383,7 @@ def test_a_damaged_configuration_of_an_adapter(
         check_fit(open_adapter(copy), shapes)
 
 
+@pytest.mark.usefixtures("here")
 def test_a_conversion_merges_an_adapter(adapter: Path, four_layers: Path, tmp_path: Path) -> None:
     from gguf import GGUFReader
 
@@ -397,6 +399,7 @@ def test_a_conversion_merges_an_adapter(adapter: Path, four_layers: Path, tmp_pa
     assert np.abs(found.astype(np.float32) - old).max() > 0.1
 
 
+@pytest.mark.usefixtures("here")
 def test_an_adapter_of_the_hub(
     adapter: Path, four_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
