@@ -242,7 +242,7 @@ def read_size(text: str) -> int:
     Raises:
         click.BadParameter: it is something else.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", str(text), re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([kmgt]?)b?\s*", str(text), re.IGNORECASE)
     if found is None:
         raise click.BadParameter(f"{text!r} is not a size such as 2GB or 500MB.")
     return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))

@@ -23,6 +23,7 @@ __all__ = ["main"]
 OnProgress = Callable[[float], None]
 
 _COUNTER = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+_MISSING = re.compile(r"[Mm]issing importance matrix for tensor (\S+)")
 _MAX_TEXT_TOKENS = 65_536
 
 
@@ -66,6 +67,11 @@ def _quantise(on_progress: OnProgress, source: str, out: str, file_type: int, th
             place.name, place.size = name.encode(), values.size
             place.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     code = library.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params))
+    if code != 0 and (missing := _MISSING.search(" ".join(warnings))):
+        raise ModelFileError(
+            f"A type with so few bits needs an importance matrix for every matrix, and there is none for {missing[1]}.",
+            "Name a type with more bits, such as --quant Q4_K_M, or another importance matrix.",
+        )
     if code != 0:
         raise BackendError(f"llama.cpp could not quantise: {' '.join(warnings[-3:]) or f'code {code}'}", "Report this.")
     return Path(out).stat().st_size

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from edge.errors import ModelFileError, UsageError
+from edge.files import open_file
 from edge.units import reason
 from edge_convert.gguf.engine import run_task
 
@@ -30,13 +31,16 @@ def read_calibration(path: Path | None) -> str:
     if path is None:
         return (resources.files("edge_convert") / "calibration.txt").read_text(encoding="utf-8")
     try:
-        if path.stat().st_size > _MAX_TEXT_BYTES:
-            raise UsageError(f"{path} is larger than 16 MB.", "A few hundred kB of text are enough.")
-        return path.read_text(encoding="utf-8")
+        with open_file(path) as file:  # never waits for a FIFO
+            data = file.read(_MAX_TEXT_BYTES + 1)
+        text = data.decode("utf-8") if len(data) <= _MAX_TEXT_BYTES else ""
     except (OSError, ValueError) as error:
         raise UsageError(
             f"The calibration text {path} cannot be read: {reason(error)}.", "Give a text file in UTF-8."
         ) from error
+    if len(data) > _MAX_TEXT_BYTES:
+        raise UsageError(f"{path} is larger than 16 MB.", "A few hundred kB of text are enough.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def calibration_chunks(model: Path, text: str, n_tokens: int) -> list[list[int]]:

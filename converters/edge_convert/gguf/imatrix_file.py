@@ -8,13 +8,14 @@ Source: `save_imatrix` of llama.cpp's tools/imatrix, `load_imatrix` and `load_le
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge.errors import ModelFileError
-from edge.files import read_bytes
+from edge.files import open_file, read_bytes
 from edge.units import reason
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = ["Sums", "check_fits", "read_imatrix", "write_imatrix"]
 
 _MAX_BYTES = 2 << 30
 _MAX_NAME_BYTES = 512
+_LEAST = 1e-20  # of a matrix's largest value, and its inverse: beyond that, products leave the range of float32
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _HINT = "Make one with: edge convert MODEL --save-imatrix FILE, or with llama-imatrix"
 
@@ -76,7 +78,7 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
 
     Returns:
         Name of the weight -> mean square of each of its inputs, float32 [inputs], or [experts x inputs]. Where an expert saw
-        nothing it is 1.
+        nothing it is 1, and where all are 0, too: llama.cpp would make every weight 0. Tiny and huge matrices are scaled.
 
     Raises:
         ModelFileError: it cannot be read, is damaged, or is not an importance matrix.
@@ -84,7 +86,7 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     import numpy as np
 
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:  # never waits for a FIFO
             is_gguf = file.read(4) == b"GGUF"
         found = _read_gguf(path) if is_gguf else _read_dat(read_bytes(path, _MAX_BYTES))
     except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error, OverflowError) as error:
@@ -94,7 +96,19 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     for name, values in found.items():
         if not np.isfinite(values).all() or (values < 0).any():
             raise ModelFileError(f"{path} has values for {name!r} that no mean square can have.", _HINT)
-    return found
+    return {name: _in_range(values) for name, values in found.items()}
+
+
+def _in_range(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the values of a matrix where llama.cpp can compute with them: only their ratios matter."""
+    import numpy as np
+
+    largest = float(values.max(initial=0.0))
+    if largest == 0.0:
+        return np.ones_like(values)
+    if _LEAST < largest < 1 / _LEAST:
+        return values
+    return np.ldexp(values, 1 - math.frexp(largest)[1])
 
 
 def check_fits(path: Path, widths: Mapping[str, int]) -> int:

@@ -21,6 +21,7 @@ from edge_convert.tokenizer_files import library_reads, load_tokenizer
 
 __all__ = [
     "FLOATS",
+    "NEED_IMATRIX",
     "QUANTISATIONS",
     "GgufOptions",
     "check_tokenizer",
@@ -37,7 +38,9 @@ _NOT_OFFERED = ("MXFP4_MOE", "NVFP4", "Q1_0")  # for special models
 QUANTISATIONS = tuple(name for name in FILE_TYPES.values() if name not in _NOT_OFFERED)
 """llama.cpp's names of the quantisations on offer."""
 
-_NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S", "IQ3_XXS")
+NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S", "IQ3_XXS")
+"""Of them, those with too few bits to be made without an importance matrix."""
+
 _CHECKED_STRINGS = 2_000
 _MOST_ADDED = 400
 _SMALL_BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
@@ -72,7 +75,7 @@ class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
         for name in self.quantisations:
             if name not in QUANTISATIONS:
                 raise UsageError(f"There is no quantisation {name}.", f"Known are: {', '.join(QUANTISATIONS)}.")
-            if name in _NEED_IMATRIX and not self.use_imatrix:
+            if name in NEED_IMATRIX and not self.use_imatrix:
                 raise UsageError(f"{name} has too few bits to be made without an importance matrix.", "Leave out --no-imatrix.")
 
         if self.shard_bytes and self.shard_bytes < MIN_SHARD_BYTES:
@@ -214,7 +217,7 @@ def check_tokenizer(
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     else:
         tokenizer = load_tokenizer(folder).backend_tokenizer
-    tokens = tokenizer.get_added_tokens_decoder()
+    tokens = {index: token for index, token in tokenizer.get_added_tokens_decoder().items() if index < n_vocab}
     vocabulary = read_vocabulary(folder, n_vocab)
     added = _added_tokens(tokens, SPACE if vocabulary.model == "llama" else "")
     texts = varied_strings(

@@ -175,7 +175,7 @@ def _sentencepiece(facts: dict[str, Any], tokens: list[str], types: list[int], v
     for index in sorted(plain, key=lambda index: -scores[index]):
         piece = tokens[index]
         # Only where a token is as long as the left part: a piece of 200,000 letters has as many ways to be cut.
-        cuts = [(piece[:cut], piece[cut:]) for cut in lengths if 0 < cut < len(piece)]
+        cuts = ((piece[:cut], piece[cut:]) for cut in lengths if 0 < cut < len(piece))
         ways = [(left, right) for left, right in cuts if left in parts and right in parts]
         merges += sorted(ways, key=lambda way: (vocabulary[way[0]], vocabulary[way[1]]))
     adds_space = bool(facts.get("add_space_prefix", True))

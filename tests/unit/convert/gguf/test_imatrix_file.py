@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,11 @@ import gguf
 
 from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf import read_header
+from edge_convert.checkpoint import open_checkpoint
 from edge_convert.facts import Request
 from edge_convert.gguf.imatrix_file import Sums, check_fits, read_imatrix, write_imatrix
-from edge_convert.gguf.quantise import GgufOptions
+from edge_convert.gguf.quantise import GgufOptions, quantise
+from edge_convert.gguf.tensors import write_gguf
 from tests.unit.convert.support import convert, read_manifest
 
 SUMS = {"blk.0.a.weight": Sums(np.array([8.0, 2.0, 0.0]), 4), "blk.0.b.weight": Sums(np.array([9.0, 3.0]), 3)}
@@ -97,6 +100,46 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, data: bytes) -> None:
         read_imatrix(path)
     with pytest.raises(ModelFileError, match=r"nowhere"):
         read_imatrix(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ModelFileError, match="it is a FIFO"):
+        read_imatrix(tmp_path / "fifo")
+
+
+def test_a_matrix_of_zeros_says_nothing(tmp_path: Path) -> None:
+    """With it, llama.cpp would make every weight 0, and no word of it."""
+    path = tmp_path / "imatrix.gguf"
+    write_imatrix(path, {"a.weight": Sums(np.zeros(3), 4), "b.weight": Sums(np.array([0.0, 2.0]), 2)}, 1, 1, "text")
+    (tmp_path / "old.dat").write_bytes(dat((b"a.weight", 1, [0.0, 0.0])))
+    assert {name: values.tolist() for name, values in read_imatrix(path).items()} == {
+        "a.weight": [1.0, 1.0, 1.0],
+        "b.weight": [0.0, 1.0],
+    }
+    assert read_imatrix(tmp_path / "old.dat")["a.weight"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("factor", [1e38, 1e-40])
+def test_only_ratios_count_and_extremes_are_scaled(factor: float, tmp_path: Path) -> None:
+    """Else llama.cpp's sums would be infinite, or 0."""
+    path = tmp_path / "imatrix.gguf"
+    write_imatrix(path, {"a.weight": Sums(np.array([3.0, 1.0]) * factor, 1)}, 1, 1, "text")
+    found = read_imatrix(path)["a.weight"]
+    assert 1 <= found[0] < 2
+    assert found[0] / found[1] == pytest.approx(3.0, rel=1e-4)
+
+
+def test_a_type_with_few_bits_needs_values_for_every_matrix(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    model = write_gguf(open_checkpoint(tiny_checkpoint("llama")), tmp_path / "m.gguf", "F16")
+    width = {tensor.name: tensor.shape[0] for tensor in read_header(model).tensors}["blk.0.attn_q.weight"]
+    write_imatrix(tmp_path / "i.gguf", {"blk.0.attn_q.weight": Sums(np.ones(width), 1)}, 1, 1, "text")
+    options = GgufOptions(quantisations=("IQ2_XXS",), threads=1)
+    with pytest.raises(ModelFileError, match=r"there is none for blk\.\d\.\w+\.weight\.") as caught:
+        quantise(model, tmp_path / "out.gguf", "IQ2_XXS", options, tmp_path / "i.gguf")
+    assert "--quant Q4_K_M" in caught.value.hint
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_matrix_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,18 @@ pytest.importorskip("gguf", reason="needs the extra [convert]")
 
 import gguf
 
-from edge.errors import ModelNotFoundError, UsageError
+from edge.errors import ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge.formats.gguf import read_header
+from edge_convert.gguf import shards
 from edge_convert.gguf.quantise import GgufOptions
 from edge_convert.gguf.shards import join_shards, split_into_shards, whole_source
 from edge_convert.inputs import Input
 
 
-def make_model(path: Path) -> Path:
+def make_model(path: Path, alignment: int = 0) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
+    if alignment:
+        writer.add_custom_alignment(alignment)
     writer.add_name("tiny")
     writer.add_block_count(1)
     writer.add_embedding_length(64)
@@ -57,6 +62,83 @@ def test_split_and_joined_again_it_is_the_same_model(tmp_path: Path) -> None:
     split = read_header(files[0])
     assert (split.n_params, split.tensors_bytes, split.name) == (header.n_params, header.tensors_bytes, "tiny")
     assert content(join_shards(files[0], tmp_path / "again.gguf")) == before
+
+
+@pytest.mark.parametrize("name", ["a[1]*?.gguf", "-00001-of-.gguf"])
+def test_odd_names_and_alignments_are_split_and_joined(name: str, tmp_path: Path) -> None:
+    keys, tensors = content(make_model(tmp_path / name, alignment=4096))
+    files = split_into_shards(tmp_path / name, 200_000)
+    assert len(files) > 2
+    assert files == sorted(tmp_path.iterdir())
+    assert keys.pop("general.alignment") == 4096
+    assert content(join_shards(files[0], tmp_path / "again.gguf")) == (keys, tensors)
+
+
+def test_an_empty_list_of_the_metadata_is_left_out(tmp_path: Path) -> None:
+    data = make_model(tmp_path / "m.gguf").read_bytes()
+    at = data.index(b"x.flag") - 8
+    # An empty list of strings, before the last key; the padding before the tensors takes its length.
+    item = struct.pack("<Q", 7) + b"x.empty" + struct.pack("<IIQ", 9, 8, 0)
+    start = gguf.GGUFReader(tmp_path / "m.gguf").data_offset
+    end = len(data[:start].rstrip(b"\0")) + 8  # the last offset may end with zeros
+    count = struct.pack("<Q", struct.unpack_from("<Q", data, 16)[0] + 1)
+    head = data[:16] + count + data[24:at] + item + data[at:end]
+    (tmp_path / "m.gguf").write_bytes(head + bytes(-len(head) % 32) + data[start:])
+    keys, tensors = content(tmp_path / "m.gguf")
+    assert keys["x.empty"] == []
+    files = split_into_shards(tmp_path / "m.gguf", 200_000)
+    found = content(join_shards(files[0], tmp_path / "again.gguf"))
+    assert found == ({key: value for key, value in keys.items() if key != "x.empty"}, tensors)
+
+
+def test_files_that_the_writer_refuses_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = split_into_shards(make_model(tmp_path / "m.gguf"), 200_000)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("Duplicated tensor name 't0'")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor_info", refuse)
+    with pytest.raises(ModelFileError, match="cannot be joined: Duplicated tensor name"):
+        join_shards(files[0], tmp_path / "again.gguf")
+    assert sorted(tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00002.gguf", "m-00001-of-00000.gguf"])
+def test_a_whole_model_that_is_called_a_part_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
+    source = Input(kind="gguf", path=make_model(tmp_path / name), source=name)
+    with whole_source(source, tmp_path / "out") as whole:
+        assert whole == source
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_folder_of_the_results_may_be_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    files = split_into_shards(make_model(tmp_path / "m.gguf"), 200_000)
+    source = Input(kind="gguf", path=files[0], source=files[0].name)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for out in (Path(), Path("..")):
+        with whole_source(source, out) as whole:
+            assert whole.path.is_file()
+    assert sorted(tmp_path.rglob("*")) == sorted([*files, tmp_path / "here", tmp_path / "here" / "below"])
+
+
+def test_a_source_is_joined_by_one_process_and_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = split_into_shards(make_model(tmp_path / "m.gguf"), 200_000)
+    source = Input(kind="gguf", path=files[0], source=files[0].name)
+    with (
+        whole_source(source, tmp_path / "out"),
+        pytest.raises(UsageError, match="Another process converts this model"),
+        whole_source(source, tmp_path / "out"),
+    ):
+        pass
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: usage)
+    with (
+        pytest.raises(StorageError, match=r"joined first, which takes .* has 1.0 kB free"),
+        whole_source(source, tmp_path / "o"),
+    ):
+        pass
+    assert sorted(tmp_path.iterdir()) == files
 
 
 def test_a_small_model_stays_whole(tmp_path: Path) -> None:
