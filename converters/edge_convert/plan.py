@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import ModelFileError, UsageError
+from edge.files import check_replaceable
 from edge.formats.gguf import read_header
 from edge.hashes import file_sha256, file_stamp
 from edge.units import one_line, reason, short_name
@@ -20,6 +21,7 @@ from edge_convert.evaluate.steps import card_step
 from edge_convert.facts import BY_BITS, SMALLER_TOOLS, Facts, Request, read_facts
 from edge_convert.frontier.steps import frontier_steps
 from edge_convert.gguf.imatrix import read_calibration
+from edge_convert.gguf.imatrix_file import read_imatrix
 from edge_convert.gguf.limits import context_length
 from edge_convert.gguf.quantise import ill_fitting_share, type_of_weights
 from edge_convert.gguf.steps import read_step, tokenizer_step
@@ -31,7 +33,7 @@ from edge_convert.smaller.recipe import with_texts
 from edge_convert.smaller.steps import adapter_key, made_smaller, merge_step, merged, recipe_key, smaller_steps
 from edge_convert.smaller.vocabulary_steps import with_vocabulary
 from edge_convert.targets import TARGETS
-from edge_convert.tokenizer_files import check_tokenizer_files
+from edge_convert.tokenizer_files import check_tokenizer_files, named_ends
 from edge_convert.torch_device import chosen_device, find_device
 
 __all__ = ["make_plan"]
@@ -66,6 +68,8 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
             f"It can become: {', '.join(sorted(facts.architecture.formats))}. docs/convert.md shows all formats.",
         )
     _check_smaller(request, facts)
+    if request.gguf.save_imatrix:
+        _check_imatrix_place(request.gguf.save_imatrix, out)
     request = _completed(request, facts)
     tools = [tool for form in request.formats for tool in TARGETS[form].tools]
     tools += SMALLER_TOOLS if request.changes_model or request.recovery else ()
@@ -91,22 +95,40 @@ def _check_out(out: Path) -> None:
         ) from error
 
 
+def _check_imatrix_place(file: Path, out: Path) -> None:
+    """Refuse a place for an importance matrix that is no place for a file, or that holds something else, such as a model."""
+    folder = file.absolute().parent
+    if not folder.is_dir() and folder != out.absolute():
+        raise UsageError(f"There is no folder {folder}.", "Make it, or choose another with --save-imatrix.")
+    check_replaceable(file)
+    if file.exists():
+        try:
+            read_imatrix(file)
+        except ModelFileError as error:
+            raise UsageError(f"{file} exists, and is not an importance matrix.", "Give --save-imatrix another name.") from error
+
+
 def _check_smaller(request: Request, facts: Facts) -> None:
     """Refuse to make a model smaller where its parts cannot be told apart from then on."""
     if request.smaller and (facts.model.conv_width or facts.model.n_experts):
         raise UsageError(f"{facts.architecture.title} cannot be made smaller.", "Choose fewer bits instead: --quant Q4_0")
-    if request.smaller and request.smaller.keep_layers and not all(facts.model.rotates):
+    is_searched = request.frontier_minutes > 0
+    if request.smaller and (request.smaller.keep_layers or is_searched) and not all(facts.model.rotates):
         raise UsageError(
             f"{facts.architecture.title} cannot lose layers: those without rotary embedding are told by their place.",
-            "Leave out --keep-layers.",
+            "Leave out --frontier." if is_searched else "Leave out --keep-layers.",
         )
-    if request.smaller and request.smaller.keep_ffn and not facts.architecture.down.startswith("mlp."):
-        raise UsageError(f"The feed-forward layers of {facts.architecture.title} cannot be narrowed.", "Leave out --keep-ffn.")
+    if request.smaller and (request.smaller.keep_ffn or is_searched) and not facts.architecture.down.startswith("mlp."):
+        raise UsageError(
+            f"The feed-forward layers of {facts.architecture.title} cannot be narrowed.",
+            "Name what stays instead of --frontier: --keep-layers" if is_searched else "Leave out --keep-ffn.",
+        )
 
 
 def _completed(request: Request, facts: Facts) -> Request:
     """Fill in the open parts of a request."""
-    if "gguf" in request.formats and not request.gguf.quantisations:
+    # A search measures speed as GGUF, whatever its point becomes.
+    if ("gguf" in request.formats or request.frontier_minutes) and not request.gguf.quantisations:
         name = RECOVERED[0] if request.recovery and request.bits == 4 else BY_BITS[request.bits]
         gguf = msgspec.structs.replace(request.gguf, quantisations=(name,))
         request = msgspec.structs.replace(request, gguf=gguf)
@@ -114,6 +136,11 @@ def _completed(request: Request, facts: Facts) -> Request:
         request = msgspec.structs.replace(request, smaller=with_texts(request.smaller, facts.n_params))
     if request.recovery:
         check_recoverable(facts, request.formats, request.gguf.quantisations)
+        if request.gguf.shard_bytes:
+            raise UsageError(
+                "A recovered GGUF is written into one file.",
+                "Leave out --shard, and split the result then: edge convert FILE --quant Q4_0 --shard 2GB",
+            )
         request = msgspec.structs.replace(request, recovery=with_texts(request.recovery, facts.n_params))
     return request
 
@@ -164,8 +191,9 @@ def _hash_step(facts: Facts) -> Step:
             entries.append(digest_file(path, on_bytes=on_bytes))
             before += path.stat().st_size
         if is_read:
-            check_tokenizer_files(source.path)
             opened = open_checkpoint(source.path)
+            check_tokenizer_files(source.path, opened.model.n_vocab)
+            named_ends(source.path, opened.model.n_vocab)  # refuses those that the model does not have
             opened.check_finite(lambda n_bytes: on_progress("weights", 0.6 + 0.4 * min(1.0, n_bytes / total)))
         (folder / "files.json").write_bytes(msgspec.json.encode(entries))
 

@@ -5,6 +5,7 @@ transformers and tokenizers answer damaged files with errors of any type and pan
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from edge import files
 from edge.errors import EdgeError, ModelFileError
 from edge.units import type_words
 
-__all__ = ["check_tokenizer_files", "library_reads", "load_tokenizer"]
+__all__ = ["check_tokenizer_files", "library_reads", "load_tokenizer", "named_ends", "remove_rowless"]
 
 _MAX_BYTES = 256 << 20  # tokenizer.json of a large vocabulary has 35 MB
 _MAX_WORDS = 300
@@ -57,16 +58,31 @@ class _SpecialTokens(msgspec.Struct, frozen=True, kw_only=True):
     pad_token: _Token = None
 
 
+class _Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of generation_config.json that results have, but for the ends of a reply: see `named_ends`."""
+
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+
 _KINDS: dict[str, Any] = {
     "tokenizer_config.json": _Config,
     "special_tokens_map.json": _SpecialTokens,
     "added_tokens.json": dict[str, int],
-    "generation_config.json": dict[str, Any],
+    "generation_config.json": _Generation,
 }
 
 
-def check_tokenizer_files(folder: Path) -> None:
-    """Refuse a tokenizer that the tokenizers library cannot load, and files beside it that are damaged.
+def check_tokenizer_files(folder: Path, n_vocab: int) -> None:
+    """Refuse a tokenizer that the tokenizers library cannot load, or that does not fit the model, and damaged files beside it.
+
+    Args:
+        folder: of the checkpoint.
+        n_vocab: rows of the embedding.
 
     Raises:
         ModelFileError: which file, and what is wrong with it.
@@ -79,7 +95,66 @@ def check_tokenizer_files(folder: Path) -> None:
             files.parse_json(folder / name, text.encode(), kind)
     text = files.read_text(folder / "tokenizer.json", _MAX_BYTES)
     with library_reads(f"tokenizer.json of {folder.name}"):
-        Tokenizer.from_str(text).encode("a")
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.encode("a")
+        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    beyond = [token for token, index in vocabulary.items() if index >= n_vocab]
+    if beyond:
+        raise ModelFileError(
+            f"tokenizer.json of {folder.name} has the token {beyond[0][:40]!r} as {vocabulary[beyond[0]]:,}, and the model has "
+            f"{n_vocab:,} tokens.",
+            "They belong to different models, or one was changed: download the model again.",
+        )
+
+
+def named_ends(folder: Path, n_vocab: int) -> list[int]:
+    """Return the ids that end a reply by generation_config.json and config.json of a checkpoint, in this order.
+
+    Raises:
+        ModelFileError: one is not in the vocabulary.
+    """
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        given = files.read_json(folder / name, dict[str, Any]).get("eos_token_id") if (folder / name).is_file() else None
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        for token in ids:
+            if type(token) is not int or not 0 <= token < n_vocab:
+                raise ModelFileError(
+                    f"{folder.name}/{name}: eos_token_id is {json.dumps(token)[:40]}, and the vocabulary has {n_vocab} tokens.",
+                    f"Correct {name}, or download it again.",
+                )
+        found += ids
+    return list(dict.fromkeys(found))
+
+
+def remove_rowless(folder: Path, n_vocab: int) -> None:
+    """Remove the added tokens that a model's embedding has no row for from the tokenizer in a folder of results.
+
+    Gemma 3 has one, in models that read no images too: `<image_soft_token>` stands for rows that come from elsewhere.
+
+    Args:
+        folder: with tokenizer.json and what lies beside it.
+        n_vocab: rows of the embedding.
+    """
+    path = folder / "tokenizer.json"
+    content = files.read_json(path, dict[str, Any], _MAX_BYTES)
+    added = content.get("added_tokens") or []
+    kept = [entry for entry in added if entry["id"] < n_vocab]
+    if len(kept) == len(added):
+        return
+    path.write_text(json.dumps({**content, "added_tokens": kept}, ensure_ascii=False), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        config = files.read_json(path, dict[str, Any], _MAX_BYTES)
+        if isinstance(decoder := config.get("added_tokens_decoder"), dict):
+            config["added_tokens_decoder"] = {
+                key: entry for key, entry in decoder.items() if not key.isdecimal() or int(key) < n_vocab
+            }
+            path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    path = folder / "added_tokens.json"
+    if path.is_file():
+        ids = files.read_json(path, dict[str, int], _MAX_BYTES)
+        path.write_text(json.dumps({text: index for text, index in ids.items() if index < n_vocab}), encoding="utf-8")
 
 
 def load_tokenizer(folder: Path) -> Any:

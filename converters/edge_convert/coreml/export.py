@@ -18,6 +18,7 @@ from edge.device.cost import trim_heap
 from edge.errors import UsageError
 from edge.formats.coreml import METADATA_KEY, Golden, PackageInfo, Variant
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
+from edge_convert.tokenizer_files import remove_rowless
 
 from .calibrate import load_reference
 from .decoder import Decoder, read_decoder, rotary_tables
@@ -120,6 +121,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     tokenizer = [out / name for name in opened.tokenizer_files]
     for path in tokenizer:
         shutil.copyfile(checkpoint / path.name, path)
+    remove_rowless(out, opened.model.n_vocab)
     on_progress("done", 1.0)
     return [package, *tokenizer]
 

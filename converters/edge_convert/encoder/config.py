@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from edge import files
 from edge.errors import ModelFileError
 from edge.units import reason
 from edge_convert.architectures import ENCODERS, Architecture
@@ -56,6 +57,21 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     is_decoder: bool = False
 
 
+class _Pooling(msgspec.Struct, frozen=True, kw_only=True):
+    """The ways of pooling that `edge embed` has."""
+
+    pooling_mode_cls_token: bool = False
+    pooling_mode_mean_tokens: bool = False
+    pooling_mode_max_tokens: bool = False
+    pooling_mode_lasttoken: bool = False
+
+
+class _Window(msgspec.Struct, frozen=True, kw_only=True):
+    """The longest text, in tokens."""
+
+    max_seq_length: Annotated[int, Meta(ge=2, le=1 << 20)] | None = None
+
+
 class EncoderConfig(msgspec.Struct, frozen=True, kw_only=True):
     """An encoder's sizes and constants.
 
@@ -82,7 +98,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, kw_only=True):
 def is_encoder(config: Mapping[str, Any]) -> bool:
     """Return whether a config.json names an encoder that edge converts."""
     named = config.get("architectures")
-    return isinstance(named, list) and bool(named) and named[0] in ENCODERS
+    return isinstance(named, list) and bool(named) and isinstance(named[0], str) and named[0] in ENCODERS
 
 
 def open_encoder(folder: Path, *, source: str, licence: str | None = None) -> tuple[Checkpoint, EncoderConfig]:
@@ -100,8 +116,13 @@ def open_encoder(folder: Path, *, source: str, licence: str | None = None) -> tu
             "Make it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
         )
     _check_modules(folder)
+    _check_pooling(folder)
     stored = find_tensors(folder, _UNUSED + tuple(prefix + name for prefix in _PREFIXES for name in _UNUSED))
     tensors = {_usual_name(name): info for name, info in stored.items()}
+    if len(tensors) < len(stored):
+        usual = [_usual_name(name) for name in stored]
+        twice = next(name for name in usual if usual.count(name) > 1)
+        raise ModelFileError(f"The model holds {twice} twice, under different names.", "Download it again.")
     tensors = {name: info for name, info in tensors.items() if name not in _UNUSED}
     _check_tensors({name: info.shape for name, info in tensors.items()}, model, architecture)
     checkpoint = Checkpoint(
@@ -172,18 +193,27 @@ def _read_config(config: Mapping[str, Any], architecture: Architecture, where: s
 def _check_modules(folder: Path) -> None:
     """Refuse a model that computes more than an encoder, pooling and a norm."""
     path = folder / "modules.json"
-    if not path.is_file():
-        return
-    try:
-        modules = msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]])
-    except (msgspec.DecodeError, OSError) as error:
-        raise ModelFileError(f"{path} is damaged: {reason(error)}.", "Download it again.") from error
+    modules = files.read_json(path, list[dict[str, Any]]) if path.is_file() else []
     others = [str(module.get("type")) for module in modules if not str(module.get("type")).endswith(_MODULES)]
     if others:
         raise ModelFileError(
             f"{folder.name} has a module {others[0][:80]!r} behind its encoder, which edge does not convert.",
             _AS_GGUF,
         )
+
+
+def _check_pooling(folder: Path) -> None:
+    """Refuse what `edge embed` could not read beside the graph, or a way of pooling that it does not have."""
+    window = folder / "sentence_bert_config.json"
+    if window.is_file():
+        files.read_json(window, _Window)
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return
+    ways = [name for name, is_on in msgspec.structs.asdict(files.read_json(path, _Pooling)).items() if is_on]
+    if len(ways) != 1:
+        what = f"joins {len(ways)} ways of pooling" if ways else "names no way of pooling that edge has"
+        raise ModelFileError(f"1_Pooling/config.json of {folder.name} {what}.", _AS_GGUF)
 
 
 def _usual_name(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,14 +13,14 @@ import numpy as np
 
 from edge.errors import ModelFileError, UsageError
 from edge.hashes import file_stamp
-from edge_convert.checkpoint import Checkpoint
+from edge_convert.checkpoint import Checkpoint, read_json
 from edge_convert.encoder.config import COPIED, EncoderConfig, open_encoder
 from edge_convert.facts import Request
 from edge_convert.inputs import Input
 from edge_convert.manifest import FileEntry, Manifest, digest_file, seal, tool_versions, write_manifest
 from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress, digest_of
 from edge_convert.targets import check_packages
-from edge_convert.tokenizer_files import check_tokenizer_files, library_reads
+from edge_convert.tokenizer_files import check_tokenizer_files, library_reads, remove_rowless
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,8 +50,11 @@ def encoder_plan(source: Input, out: Path, request: Request) -> Plan:
             f"{checkpoint.name} makes embeddings ({title}) and becomes ONNX only.",
             "Add --to onnx. As GGUF, edge runs it too: look for a repository of that model whose name ends in -GGUF.",
         )
-    if request.changes_model:
-        raise UsageError("A model for embeddings is not merged or made smaller.", "Leave out --lora, --keep-... and --recipe.")
+    if request.changes_model or request.recovery:
+        raise UsageError(
+            "A model for embeddings is not merged, made smaller or trained.",
+            "Leave out --lora, --keep-..., --frontier, --recover-minutes and --recipe.",
+        )
     precision = _PRECISIONS.get(request.bits)
     if precision is None:
         raise UsageError(f"ONNX has no {request.bits}-bit weights here.", "Choose 4, 8 or 16 bits.")
@@ -63,18 +68,18 @@ def encoder_plan(source: Input, out: Path, request: Request) -> Plan:
         title=f"{checkpoint.name} ({title}, {checkpoint.n_params / 1e6:,.0f} million weights)",
         out=out,
         digest=digest_of(stamps, precision, tool_versions(*_TOOLS)),
-        steps=(_hash_step(checkpoint, files), _write_step(checkpoint, model, precision, source)),
+        steps=(_hash_step(checkpoint, model, files), _write_step(checkpoint, model, precision, source)),
         notes=(note,),
         f16_bytes=checkpoint.f16_bytes,
         force=request.force,
     )
 
 
-def _hash_step(checkpoint: Checkpoint, files: list[Path]) -> Step:
+def _hash_step(checkpoint: Checkpoint, model: EncoderConfig, files: list[Path]) -> Step:
     total = sum(path.stat().st_size for path in files)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        check_tokenizer_files(checkpoint.folder)
+        check_tokenizer_files(checkpoint.folder, model.n_vocab)
         entries = [digest_file(path, name=path.relative_to(checkpoint.folder).as_posix()) for path in files]
         checkpoint.check_finite(lambda n_bytes: on_progress("weights", min(1.0, n_bytes / total)))
         (folder / "files.json").write_bytes(msgspec.json.encode(entries))
@@ -89,6 +94,11 @@ def _write_step(
         _write(checkpoint, model, precision, folder, on_progress)
         on_progress("comparing vectors", 0.9)
         cosine = _compare(checkpoint, model, folder)
+        if math.isnan(cosine):
+            raise ModelFileError(
+                f"{checkpoint.name} computes no vectors: all numbers are 0, or some leave the range of float32.",
+                "Its weights are damaged: download them again.",
+            )
         if not cosine >= _LEAST[precision]:
             raise ModelFileError(
                 f"onnxruntime computes other vectors than transformers from {checkpoint.name}: their cosine is {cosine:.4f}.",
@@ -148,6 +158,16 @@ def _write(checkpoint: Checkpoint, model: EncoderConfig, precision: str, folder:
         if (checkpoint.folder / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(checkpoint.folder / name, folder / name)
+    remove_rowless(folder, model.n_vocab)
+    _write_window(folder / "sentence_bert_config.json", model)
+
+
+def _write_window(path: Path, model: EncoderConfig) -> None:
+    """Say how long a text may be, where the files say more than there are positions: RoBERTa's first are unused."""
+    content = read_json(path) if path.is_file() else {}
+    usable = model.n_positions - model.first_position
+    if (content.get("max_seq_length") or model.n_positions) > usable:
+        path.write_text(json.dumps({**content, "max_seq_length": usable}, indent=2) + "\n", encoding="utf-8")
 
 
 def _compare(checkpoint: Checkpoint, model: EncoderConfig, folder: Path) -> float:
@@ -200,4 +220,5 @@ def _pooled(states: NDArray[np.float32], mask: NDArray[np.int64]) -> NDArray[np.
 
 
 def _cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+    with np.errstate(all="ignore"):  # of vectors that are 0, or no numbers, it is no number
+        return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))

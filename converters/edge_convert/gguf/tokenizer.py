@@ -5,7 +5,6 @@ Source: `llama_vocab` in llama.cpp (the keys).
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,10 @@ from gguf import GGUFWriter, SpecialVocab
 from tokenizers import Tokenizer
 
 from edge.errors import ModelFileError
-from edge_convert.checkpoint import read_json
 from edge_convert.gguf.vocabulary import CONTROL, UNKNOWN, UNUSED, Vocabulary
+from edge_convert.tokenizer_files import named_ends
 
-__all__ = ["named_ends", "write_tokenizer"]
+__all__ = ["write_tokenizer"]
 
 _END_KINDS = ("eos", "eot", "eom")
 
@@ -73,26 +72,6 @@ def _ends(named: Mapping[str, int], folder: Path, vocabulary: Vocabulary) -> dic
             "Add eos_token_id to config.json: the id of the token that ended each text of the training.",
         )
     return dict(zip(_END_KINDS, found, strict=False))
-
-
-def named_ends(folder: Path, n_vocab: int) -> list[int]:
-    """Return the ids that end a reply by generation_config.json and config.json of a checkpoint, in this order.
-
-    Raises:
-        ModelFileError: one is not in the vocabulary.
-    """
-    found: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        given = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
-        ids = given if isinstance(given, list) else [] if given is None else [given]
-        for token in ids:
-            if type(token) is not int or not 0 <= token < n_vocab:
-                raise ModelFileError(
-                    f"{folder.name}/{name}: eos_token_id is {json.dumps(token)[:40]}, and the vocabulary has {n_vocab} tokens.",
-                    f"Correct {name}, or download it again.",
-                )
-        found += ids
-    return list(dict.fromkeys(found))
 
 
 def _added_around(folder: Path) -> dict[str, bool]:

@@ -131,7 +131,7 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
 
     Args:
         folder: of the checkpoint.
-        n_vocab: rows of the embedding; ids that the tokenizer does not use are padded.
+        n_vocab: rows of the embedding; ids that the tokenizer does not use are padded, and added tokens without a row left out.
 
     Raises:
         ModelFileError: llama.cpp does not have this kind of tokenizer, or it has more tokens than the model.
@@ -139,7 +139,7 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
     content = read_json(folder / "tokenizer.json")
     pre = check_kind(content, folder.name)
     model = content["model"]
-    added = {entry["id"]: entry for entry in content.get("added_tokens", [])}
+    added = {entry["id"]: entry for entry in content.get("added_tokens", []) if entry["id"] < n_vocab}
     texts = {index: text for text, index in model["vocab"].items()}
     texts.update({index: entry["content"] for index, entry in added.items()})
     n_tokens = max(texts) + 1

@@ -10,7 +10,7 @@ from typing import Any
 from edge_convert.architectures import Architecture
 from edge_convert.checkpoint import read_json
 from edge_convert.model_config import ModelConfig
-from edge_convert.tokenizer_files import load_tokenizer
+from edge_convert.tokenizer_files import load_tokenizer, remove_rowless
 
 __all__ = ["write_genai_config", "write_tokenizer"]
 
@@ -34,8 +34,9 @@ def write_genai_config(folder: Path, model: ModelConfig, architecture: Architect
     own_end = _token_id(*tokenizer, "eos_token")
     if own_end is not None and own_end not in ends:  # chat models end each turn with it, and config.json often forgets it
         ends = [own_end, *ends]
-    begin = _first(named.get("bos_token_id"), _token_id(*tokenizer, "bos_token"), 1)
-    pad = _first(named.get("pad_token_id"), _token_id(*tokenizer, "pad_token"), ends[-1] if ends else 0)
+    begin, pad = (_in_range(named.get(f"{kind}_token_id"), model.n_vocab) for kind in ("bos", "pad"))
+    begin = _first(begin, _token_id(*tokenizer, "bos_token"), 1)
+    pad = _first(pad, _token_id(*tokenizer, "pad_token"), ends[-1] if ends else 0)
     names = {"inputs": "past_key_values", "outputs": "present"}
     ports = {
         kind: {f"{'past' if kind == 'inputs' else 'present'}_{part}_names": f"{name}.%d.{part}" for part in ("key", "value")}
@@ -86,7 +87,7 @@ def write_tokenizer(folder: Path, model: ModelConfig, out: Path, *, is_own: bool
 
     Args:
         folder: of the checkpoint.
-        model: for the length.
+        model: for the length, and the tokens that it has rows for.
         out: the new folder.
         is_own: edge made the files of a GGUF, so that nothing has to be corrected. Those of others go through transformers,
             which corrects some for the class that they name.
@@ -97,6 +98,7 @@ def write_tokenizer(folder: Path, model: ModelConfig, out: Path, *, is_own: bool
                 shutil.copyfile(folder / name, out / name)
     else:
         load_tokenizer(folder).save_pretrained(out)
+    remove_rowless(out, model.n_vocab)
     config = read_json(out / "tokenizer_config.json")
     for key in ("is_local", "local_files_only"):  # of how it was loaded
         config.pop(key, None)
@@ -107,6 +109,11 @@ def write_tokenizer(folder: Path, model: ModelConfig, out: Path, *, is_own: bool
 
 def _listed(value: Any) -> list[int]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _in_range(token: int | None, n_vocab: int) -> int | None:
+    """Return a token's id unless the model has no such token: some files say -1 where there is none."""
+    return token if token is not None and 0 <= token < n_vocab else None
 
 
 def _first(*values: Any) -> Any:

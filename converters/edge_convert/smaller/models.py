@@ -13,6 +13,7 @@ import torch
 from edge_convert.checkpoint import SOURCE_NOTE, Checkpoint
 from edge_convert.smaller.loss import Head
 from edge_convert.smaller.vocabulary import trim_checkpoint
+from edge_convert.tokenizer_files import remove_rowless
 from edge_convert.torch_device import compute_device
 from edge_convert.torch_models import layers_of, load_model
 
@@ -102,6 +103,7 @@ def save_model(model: Any, folder: Path, source: Checkpoint, name: str, kept_tok
     if kept_tokens is None:
         for file in source.tokenizer_files:
             shutil.copyfile(source.folder / file, folder / file)
+        remove_rowless(folder, source.model.n_vocab)
     else:
         config = trim_checkpoint(source.folder, folder, source.tokenizer_files, config, kept_tokens)
     config["architectures"] = [source.architecture.name]  # the class that loaded it may be a parent of that

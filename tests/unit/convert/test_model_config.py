@@ -39,6 +39,18 @@ def test_values_are_those_of_transformers(kind: str, tiny_checkpoint: Make) -> N
     assert list(model.layer_kinds) == list(kinds)
 
 
+@pytest.mark.parametrize("period", [2, 3, 6])
+def test_an_older_config_of_gemma_3_names_the_period_of_its_windows(period: int, tiny_checkpoint: Make) -> None:
+    from transformers import AutoConfig
+
+    config = config_of(tiny_checkpoint("gemma3"))
+    older = {key: value for key, value in config.items() if key not in ("layer_types", "_sliding_window_pattern")}
+    older["sliding_window_pattern"] = period
+    expected = AutoConfig.for_model(**older).layer_types
+    assert list(read_model_config(older, ARCHITECTURES["Gemma3ForCausalLM"], "test").layer_kinds) == expected
+    assert expected.count("full_attention") == 7 // period
+
+
 @pytest.mark.parametrize("is_new", [True, False])
 @pytest.mark.parametrize(
     "scaling",

@@ -14,6 +14,7 @@ pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edg
 pytest.importorskip("onnx", reason="needs the extra [convert]")
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from edge.embedding import load_embedder
@@ -26,7 +27,7 @@ from edge_convert.inputs import Input
 from edge_convert.manifest import check_files
 from edge_convert.pipeline import run
 from edge_convert.plan import make_plan
-from edge_convert.smaller.recipe import Recipe, Training
+from edge_convert.smaller.recipe import Recipe, Recovery, Training
 from tests.tiny_embedding import WORDS, write_checkpoint, write_tokenizer
 from tests.unit.convert.support import read_manifest
 
@@ -118,6 +119,26 @@ def change(folder: Path, file: str, **keys: Any) -> None:
     path.write_text(json.dumps(read_json(path) | keys), encoding="utf-8")
 
 
+def add_word(folder: Path, word: str, index: int) -> None:
+    content = read_json(folder / "tokenizer.json")
+    content["model"]["vocab"][word] = index
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def store(folder: Path, other: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = folder / "model.safetensors"
+    save_file(other(load_file(path)), path, metadata={"format": "pt"})
+
+
+def twice(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Another norm under its older name, beside the newer one."""
+    return weights | {"embeddings.LayerNorm.beta": weights["embeddings.LayerNorm.bias"] + 1}
+
+
+def zeros(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(weight) for name, weight in weights.items()}
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -132,6 +153,15 @@ def change(folder: Path, file: str, **keys: Any) -> None:
         (lambda folder: (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]'), "Dense"),
         (lambda folder: (folder / "modules.json").write_text("{"), "damaged"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json"),
+        (lambda folder: change(folder, "config.json", architectures=[["x"]]), "names no architecture"),
+        (lambda folder: (folder / "modules.json").write_text('[{"a":' + "[" * 100_000), "nested too deeply"),
+        (lambda folder: (folder / "1_Pooling/config.json").write_text("{"), "config.json is damaged"),
+        (lambda folder: (folder / "1_Pooling/config.json").write_text("{}"), "names no way of pooling"),
+        (lambda folder: change(folder, "1_Pooling/config.json", pooling_mode_cls_token=True), "joins 2 ways of pooling"),
+        (lambda folder: (folder / "sentence_bert_config.json").write_text('{"max_seq_length": -1}'), "max_seq_length"),
+        (lambda folder: add_word(folder, "zzz", 5000), "has the token 'zzz' as 5,000"),
+        (lambda folder: store(folder, twice), "embeddings.LayerNorm.bias twice"),
+        (lambda folder: store(folder, zeros), "computes no vectors"),
     ],
 )
 def test_what_would_give_other_vectors_is_refused(damage: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
@@ -150,6 +180,7 @@ def test_what_does_not_fit_embeddings_is_refused_with_a_way_out(tmp_path: Path) 
         (Request(formats=("onnx", "coreml")), ModelFileError, "--to onnx"),
         (Request(formats=("onnx",), bits=6), UsageError, "4, 8 or 16"),
         (Request(formats=("onnx",), smaller=recipe), UsageError, "--keep-"),
+        (Request(formats=("onnx",), recovery=Recipe(recovery=Recovery(minutes=1))), UsageError, "--recover-minutes"),
     ):
         with pytest.raises(error) as caught:
             make_plan(source_of(tmp_path / "tiny"), tmp_path / "out", request)
@@ -178,3 +209,29 @@ def test_the_command_says_how_to_use_the_folder(tmp_path: Path, capsys: pytest.C
     shown = capsys.readouterr()
     assert shown.out.split()[0] == str(out / "onnx-int8")
     assert f"edge embed -m {out / 'onnx-int8'}" in shown.err
+
+
+@pytest.mark.parametrize(("name", "given"), [("RobertaModel", None), ("RobertaModel", 100_000), ("BertModel", 30)])
+def test_a_text_may_be_as_long_as_there_are_positions(name: str, given: int | None, tmp_path: Path) -> None:
+    """RoBERTa's first positions are not used, which its config.json does not say."""
+    write_encoder(tmp_path / "tiny", name, "mean")
+    (tmp_path / "tiny/sentence_bert_config.json").unlink()
+    if given:
+        (tmp_path / "tiny/sentence_bert_config.json").write_text(json.dumps({"max_seq_length": given}))
+    (made,) = run(make_plan(source_of(tmp_path / "tiny"), tmp_path / "out", ONNX), None)
+    with load_embedder(str(made)) as embedder:
+        assert embedder.info.n_ctx == (30 if given == 30 else 39)
+        assert np.isfinite(embedder.embed(["cat " * 100], truncate=True).vectors).all()
+
+
+@pytest.mark.parametrize("options", [["--gate", "top1=0.9"], ["--for", "this-device"], ["--tasks", "facts"]])
+def test_what_a_card_would_answer_is_refused_before_the_work(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge_cli.main import run as edge
+
+    write_encoder(tmp_path / "tiny", "BertModel", "mean")
+    out = tmp_path / "out"
+    assert edge(["convert", str(tmp_path / "tiny"), "--to", "onnx", *options, "--out", str(out)]) == 2
+    assert f"has no card: leave out {options[0]}" in capsys.readouterr().err
+    assert not out.exists()

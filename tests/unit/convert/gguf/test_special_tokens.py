@@ -16,6 +16,7 @@ from edge_convert.checkpoint import open_checkpoint
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.read_back import checkpoint_from_gguf
 from edge_convert.gguf.tensors import write_gguf
+from edge_convert.gguf.tokenizer_json import build_tokenizer
 from edge_convert.gguf.vocabulary import read_vocabulary
 from tests.checkpoints import add_tokens, make_checkpoint
 
@@ -150,3 +151,19 @@ def test_damaged_tokenizers_are_refused_by_name(changes: dict[str, Any], tiny_ch
     (tmp_path / "tokenizer.json").write_text(json.dumps({**described, **changes}))
     with pytest.raises(ModelFileError, match=r"tokenizer\.json is damaged"):
         read_vocabulary(tmp_path, 1000)
+
+
+def test_a_long_piece_is_not_cut_everywhere() -> None:
+    """All cuts of one piece of 200,000 letters would take 20 GB."""
+    import tracemalloc
+
+    tokens = ["<unk>", "a", "b", "ab", "a" * 200_000]
+    facts = {"model": "llama", "tokens": tokens, "scores": [0.0, -1.0, -2.0, -3.0, -4.0], "token_type": [2, 1, 1, 1, 1]}
+    tracemalloc.start()
+    try:
+        content, _ = build_tokenizer({f"tokenizer.ggml.{name}": value for name, value in facts.items()}, "m.gguf")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert content["model"]["merges"] == [("a", "b")]
+    assert most < 50_000_000
