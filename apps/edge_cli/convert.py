@@ -27,6 +27,10 @@ __all__ = ["convert"]
 
 _ONLY_FOR = {
     "quant": "gguf",
+    "imatrix": "gguf",
+    "save_imatrix": "gguf",
+    "no_imatrix": "gguf",
+    "shard": "gguf",
     "variants": "coreml",
     "palette_bits": "coreml",
     "context": "coreml",
@@ -220,6 +224,7 @@ def _carry_out(app: App, found: Input, out: Path, request: Request, name: str, o
     from edge_convert.step_process import isolate
 
     plan = make_plan(found, out, request)
+    _check_card(plan, request, options)
     if options["dry_run"]:
         _show(plan, as_json=options["as_json"])
         check_resources(plan, free_memory_bytes=_free_memory(app))
@@ -228,6 +233,19 @@ def _carry_out(app: App, found: Input, out: Path, request: Request, name: str, o
         _show(plan, as_json=False)
     check_resources(plan, free_memory_bytes=_free_memory(app))
     return _run(isolate(plan, found, request), app, name, options)
+
+
+def _check_card(plan: Plan, request: Request, options: dict[str, Any]) -> None:
+    """Refuse options that the card answers where a plan has none, such as that of a model for embeddings.
+
+    Raises:
+        click.UsageError: one is given.
+    """
+    from edge_convert.evaluate.steps import CARD
+
+    asked = [option for option, key in (("--gate", "gate"), ("--for", "device"), ("--tasks", "tasks")) if options[key]]
+    if asked and not request.frontier_minutes and not any(step.name == CARD for step in plan.steps):
+        raise click.UsageError(f"This conversion has no card: leave out {', '.join(asked)}.", click.get_current_context())
 
 
 def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
@@ -364,7 +382,7 @@ def _request(app: App, options: dict[str, Any]) -> Request:
         tasks=parse_tasks(options["tasks"]) if options["tasks"] else (),
         coreml_stateful=not options["explicit_kv"],
         force=options["force"],
-        smaller=recipe if recipe and recipe.is_smaller else None,
+        smaller=recipe if recipe and (recipe.is_smaller or options["frontier"]) else None,
         recovery=recipe if recipe and recipe.recovery else None,
         adapter=convert_names.fetch_adapter(app, options["lora"]),
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choose_name", "enter", "fetch_adapter", "say_names"]
 
-_CHANGES = ("lora", "keep_layers", "keep_ffn", "keep_vocab", "recipe")  # options after which it is another model
+_CHANGES = ("lora", "keep_layers", "keep_ffn", "keep_vocab", "recipe", "frontier")  # options after which it is another model
 
 
 def choose_name(app: App, source: str, options: Mapping[str, Any]) -> str:
@@ -28,7 +28,7 @@ def choose_name(app: App, source: str, options: Mapping[str, Any]) -> str:
     from edge.catalog import check_name, find_entry, load_catalog
     from edge.errors import UsageError
 
-    is_changed = any(options[key] is not None for key in _CHANGES)
+    is_changed = any(options[key] not in (None, False) for key in _CHANGES)
     if options["name"] is not None:
         check_name(options["name"])
         if is_changed and options["name"] in load_catalog():

@@ -23,7 +23,7 @@ from edge_convert.manifest import FileEntry, Manifest, digest_file, seal, tool_v
 from edge_convert.model_config import ModelConfig, read_model_config
 from edge_convert.pipeline import FolderOf
 from edge_convert.smaller.lora import Adapter
-from edge_convert.smaller.recipe import Recipe
+from edge_convert.smaller.recipe import MOST_MINUTES, Recipe
 from edge_convert.targets import TARGETS
 
 __all__ = ["BY_BITS", "SMALLER_TOOLS", "Facts", "Request", "read_facts"]
@@ -78,6 +78,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"There is no format {', '.join(unknown) or 'named'}.", f"Known are: {', '.join(FORMATS)}.")
         if self.bits not in BY_BITS:
             raise UsageError(f"{self.bits} bits a weight is not offered.", f"Known are: {', '.join(map(str, BY_BITS))}.")
+        if not 0 <= self.frontier_minutes < MOST_MINUTES:
+            raise UsageError(f"A search cannot take {self.frontier_minutes:g} minutes.", "For example: --minutes 60")
 
     @property
     def changes_model(self) -> bool:

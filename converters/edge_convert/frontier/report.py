@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge.errors import ModelFileError
 from edge.files import read_json
 from edge_convert.frontier.points import WHOLE, Frontier, Point
 
@@ -18,6 +19,7 @@ REPORT = "frontier.json"
 COLUMNS = ("point", "weights", "KL", "top-1", "trained", "decode", "prefill", "answers kept")
 
 _MAX_BYTES = 4 << 20
+_AGAIN = "Search again: --frontier --minutes 60 --force"
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _GAP = 430, 300, 56, 40, 40, 20
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#1f2937}.dim{fill:#6b7280}.head{font-weight:600;font-size:13px}"
@@ -38,9 +40,16 @@ def read_frontier(folder: Path) -> Frontier:
     """Read the report in a folder.
 
     Raises:
-        ModelFileError: it is missing or damaged.
+        ModelFileError: it is missing or damaged, or a student is missing.
     """
-    return read_json(folder / REPORT, Frontier, _MAX_BYTES)
+    frontier = read_json(folder / REPORT, Frontier, _MAX_BYTES)
+    names = [point.name for point in frontier.points]
+    if WHOLE not in names or not frontier.finalists or not set(frontier.finalists) <= set(names) - {WHOLE}:
+        raise ModelFileError(f"{folder / REPORT} is damaged: its points and finalists do not fit together.", _AGAIN)
+    missing = [name for name in frontier.finalists if Path(name).name != name or not (folder / name / "config.json").is_file()]
+    if missing:
+        raise ModelFileError(f"{folder} lacks the student {missing[0][:80]}.", _AGAIN)
+    return frontier
 
 
 def rows(frontier: Frontier) -> list[tuple[str, ...]]:

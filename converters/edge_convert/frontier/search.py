@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge.files import sync_file
+from edge.files import read_record, sync_file
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.frontier.points import WHOLE, Candidate, Point, survivors
 from edge_convert.smaller.choose_layers import sample_windows
@@ -178,10 +178,9 @@ def _train(
 ) -> Point:
     """Train a candidate in one round, and store it."""
     stored = folder / candidate.name / _POINT
-    if stored.is_file():  # a run that was killed before it wrote the result
-        point = msgspec.json.decode(stored.read_bytes(), type=Point)
-        if point.n_rounds == 1 + (before.n_rounds if before else 0):
-            return point
+    point = read_record(stored, Point)  # of a run that was killed before it wrote the result
+    if point is not None and point.n_rounds == 1 + (before.n_rounds if before else 0):
+        return point
     on_part("cutting", 0.0)
     student, kept = _cut(folder, teacher, corpus, candidate, order, has_begun=before is not None)
     part = folder / f"{candidate.name}.part"
@@ -200,6 +199,9 @@ def _train(
         n_tokens=report.tokens + (before.n_tokens if before else 0),
     )
     (part / _POINT).write_bytes(msgspec.json.encode(point))
+    for path in part.rglob("*"):
+        if path.is_file():
+            sync_file(path)  # before the last round's student goes
     shutil.rmtree(folder / candidate.name, ignore_errors=True)
     part.rename(folder / candidate.name)
     return point

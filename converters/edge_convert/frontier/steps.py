@@ -12,6 +12,7 @@ from edge.errors import UsageError
 from edge_convert import estimates
 from edge_convert.facts import Facts, Request
 from edge_convert.frontier.points import WHOLE, Frontier, candidates
+from edge_convert.gguf.quantise import NEED_IMATRIX
 from edge_convert.pipeline import FolderOf, Step, StepProgress
 from edge_convert.shapes import EMBEDDING, HEAD
 from edge_convert.smaller.recipe import CHOICE_TOKENS, DIVERGENCE_TOKENS, Recipe
@@ -38,12 +39,18 @@ def frontier_steps(facts: Facts, request: Request) -> list[Step]:
     """Plan the search: the texts, the order in which layers leave, the rounds, and the finalists' measures.
 
     Raises:
-        UsageError: the model is too small for any candidate.
+        UsageError: the model is too small for any candidate, or the layout needs an importance matrix.
     """
     recipe, n_threads = request.smaller, request.gguf.n_threads
     assert recipe is not None and request.frontier_minutes  # plan.py
     if len(candidates(facts.n_layers, facts.model.inner, facts.model.layer_kinds)) < _N_FINALISTS:
         raise UsageError(f"{facts.name} is too small to search a frontier.", "Name what stays: --keep-layers, --keep-ffn")
+    layout = request.gguf.quantisations[0]
+    if layout in NEED_IMATRIX:
+        raise UsageError(
+            f"A search measures its students without an importance matrix, and {layout} cannot be made so.",
+            "Name another layout first: --quant Q4_0",
+        )
     teacher = with_vocabulary(facts, recipe)
     return [
         *reading_steps(facts, recipe, n_threads),

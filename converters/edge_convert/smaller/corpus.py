@@ -20,14 +20,25 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from edge.errors import UsageError
+from edge.errors import ModelFileError, UsageError
+from edge.units import reason
 from edge_convert.smaller.recipe import Text
-from edge_convert.smaller.records import Provenance
+from edge_convert.smaller.records import Provenance, read_provenance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Corpus", "Document", "copy_corpus", "load_corpus", "pack", "read_written", "save_corpus", "tokenise"]
+__all__ = [
+    "Corpus",
+    "Document",
+    "check_tokens",
+    "copy_corpus",
+    "load_corpus",
+    "pack",
+    "read_written",
+    "save_corpus",
+    "tokenise",
+]
 
 Windows = tuple["NDArray[np.int32]", "NDArray[np.bool_]"]
 
@@ -81,7 +92,8 @@ def pack(documents: Sequence[Document], text: Text, window: int, seed: int, fill
     Raises:
         UsageError: the documents do not fill one window.
     """
-    shuffled = list(documents)
+    # Of a conversation whose prompt fills the window, nothing would be learned, and a mean over nothing is no number.
+    shuffled = [document for document in documents if not document.is_whole or document.first <= window]
     random.Random(seed).shuffle(shuffled)  # noqa: S311  # an order, no secret
     stream = iter(shuffled)
     parts = []
@@ -151,14 +163,44 @@ def copy_corpus(source: Path, folder: Path) -> None:
 
 
 def load_corpus(folder: Path) -> Corpus:
-    """Read a corpus that `save_corpus` wrote."""
-    provenance = msgspec.json.decode((folder / "corpus.json").read_bytes(), type=tuple[Provenance, ...])
+    """Read a corpus that `save_corpus` wrote.
+
+    Raises:
+        ModelFileError: a file is missing or damaged.
+    """
+    provenance = tuple(read_provenance(folder / "corpus.json"))
     held_out = {
-        entry.name: (np.load(folder / f"held-{entry.name}.npy"), np.load(folder / f"held-{entry.name}-counted.npy"))
+        entry.name: _load_windows(folder, f"held-{entry.name}", f"held-{entry.name}-counted")
         for entry in provenance
         if entry.n_held_out
     }
-    return Corpus(np.load(folder / "tokens.npy"), np.load(folder / "counted.npy"), held_out, provenance)
+    return Corpus(*_load_windows(folder, "tokens", "counted"), held_out, provenance)
+
+
+def _load_windows(folder: Path, tokens: str, counted: str) -> Windows:
+    try:
+        found, marks = (np.load(folder / f"{name}.npy") for name in (tokens, counted))
+        if found.ndim != 2 or not found.size or found.shape != marks.shape or (found.dtype, marks.dtype) != (np.int32, bool):
+            raise ValueError("its windows are of another shape")
+    except (OSError, ValueError, EOFError) as error:
+        raise ModelFileError(
+            f"{folder / tokens}.npy cannot be used: {reason(error)}.", "Delete that folder, and run the command again."
+        ) from error
+    return found, marks
+
+
+def check_tokens(corpus: Corpus, n_vocab: int) -> None:
+    """Refuse a corpus with tokens that a model does not have.
+
+    Raises:
+        ModelFileError: it has some.
+    """
+    for windows in (corpus.tokens, *(windows for windows, _ in corpus.held_out.values())):
+        if windows.min() < 0 or windows.max() >= n_vocab:
+            raise ModelFileError(
+                f"The texts of the frontier have tokens beyond the {n_vocab:,} of the model.",
+                "Search again: --minutes 60 --force",
+            )
 
 
 def tokenise(folder: Path, texts: Sequence[str]) -> list[Document]:

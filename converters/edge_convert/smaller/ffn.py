@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from edge.errors import ModelFileError
 from edge_convert.torch_models import layer_calls, layer_output, layers_of
 
 __all__ = ["narrow_ffn"]
@@ -30,6 +31,9 @@ def narrow_ffn(model: Any, keep: int, windows: Any, on_progress: Callable[[float
         keep: neurons that stay in each layer.
         windows: int64 [n, window], tokens to measure on.
         on_progress: called with the share that is done.
+
+    Raises:
+        ModelFileError: its activations are no numbers.
     """
     windows = windows.to(model.device)
     with torch.no_grad():
@@ -66,10 +70,13 @@ def _narrow(mlp: Any, square: Any, keep: int) -> None:
     down = mlp.down_proj.weight.float()
     score = square.diagonal() * down.square().sum(0)
     kept = score.topk(keep).indices.sort().values
-    ridge = _RIDGE * square.diagonal().mean()
+    mean = square.diagonal().mean()
+    ridge = _RIDGE * (mean if mean > 0 else 1.0)  # neurons of a layer that is switched off say nothing
     part = square[kept][:, kept]
     part.diagonal().add_(ridge)
     fitted = torch.linalg.solve(part, square[kept] @ down.T + ridge * down[:, kept].T).T
+    if not torch.isfinite(fitted).all():
+        raise ModelFileError("The activations of a feed-forward layer leave the range of float32.", "Leave out --keep-ffn.")
     _replace(mlp.down_proj, fitted, None, in_features=keep)
     if hasattr(mlp, "gate_up_proj"):  # both in one matrix (Phi-3), gates first
         rows = torch.cat([kept, kept + len(score)])

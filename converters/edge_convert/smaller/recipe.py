@@ -8,11 +8,12 @@ from typing import Literal
 import msgspec
 
 from edge.errors import ConfigError, UsageError
-from edge.files import expand_user, parse_toml, shipped, toml_text
+from edge.files import MAX_JSON_BYTES, expand_user, open_file, parse_toml, shipped, toml_text
 from edge.units import reason
 
 __all__ = [
     "METHOD",
+    "MOST_MINUTES",
     "Recipe",
     "Recovery",
     "Source",
@@ -31,6 +32,9 @@ METHOD = f"forward KL, AdamW with betas {BETAS[0]} and {BETAS[1]}, linear learni
 RECOVERY_LR = 0.005
 """Highest learning rate of quantised weights, in steps of their grid."""
 
+MOST_MINUTES = 60 * 24 * 366
+"""Of a training: a year, which also refuses an infinity."""
+
 CHOICE_TOKENS, DIVERGENCE_TOKENS = 8192, 1024
 """Tokens that layers are chosen on, by influence and by divergence."""
 
@@ -40,7 +44,6 @@ ANSWERS_AT_ONCE, ROWS_AT_ONCE = 128, 256
 _READ_IN_A_MINUTE, _READ_BY = 55_000, 135e6  # tokens; half of a teacher of that many weights, on two cores
 _RECOVERY_READS = 8
 _FEWEST_TOKENS, _MOST_ANSWERS = 50_000, 3_500  # there are prompts for a few more
-_MOST_MINUTES = 60 * 24 * 366  # of a year; also refuses an infinity
 _ANSWER_TOKENS, _ROOM_FOR_PROMPT = 200, 56  # the prompt with the template's own text
 
 
@@ -226,7 +229,9 @@ def find_recipe(name: str) -> Recipe:
     known = list_recipes()
     path = known.get(name) or expand_user(name)
     try:
-        recipe = msgspec.convert(parse_toml(path, toml_text(path, path.read_bytes())), Recipe)
+        with open_file(path) as file:  # never waits for a FIFO
+            data = file.read(MAX_JSON_BYTES)
+        recipe = msgspec.convert(parse_toml(path, toml_text(path, data)), Recipe)
     except ConfigError:
         raise
     except FileNotFoundError as error:
@@ -265,7 +270,7 @@ def check_recipe(recipe: Recipe, *, is_search: bool = False) -> Recipe:
     if len(set(names)) < len(names) or not all(name.replace("-", "").replace("_", "").isalnum() for name in names):
         raise UsageError("The texts of a recipe have names of their own, of letters, digits and dashes.", "Rename them.")
     in_range = {
-        "minutes": all(training.minutes < _MOST_MINUTES for training in recipe.trainings),
+        "minutes": all(training.minutes < MOST_MINUTES for training in recipe.trainings),
         "window": all(16 <= training.window <= 4096 for training in recipe.trainings),
         "batch": all(training.batch >= 1 for training in recipe.trainings),
         "lr": all(0 < training.lr < 1 for training in recipe.trainings),

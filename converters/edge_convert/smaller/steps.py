@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from edge.errors import UsageError
+from edge.files import parse_json, read_bytes
 from edge.hashes import file_stamp
 from edge.units import short_name
 from edge_convert import estimates
@@ -44,6 +46,7 @@ _GPU_FLOPS = {"cuda": 1e13, "mps": 2e12}  # assumed, of a small one; never measu
 
 _DECODE_SHARE, _PREFILL_SHARE = 0.5, 1.7  # of that speed, where the teacher writes, and where it only reads
 _REPORT, _CHOICE = "report.json", "choice.json"
+_MAX_CHOICE_BYTES = 1 << 20
 
 
 def merged(facts: Facts, adapter: Adapter) -> Facts:
@@ -87,7 +90,7 @@ def recipe_key(recipe: Recipe) -> str:
         UsageError: a text is missing.
     """
     files = [find_file(source) for text in recipe.texts for source in (text.source, text.prompts) if source is not None]
-    files += [Path(recipe.begin) / "model.safetensors"] if recipe.begin else []
+    files += sorted(path for path in Path(recipe.begin).iterdir() if path.is_file()) if recipe.begin else []
     training = msgspec.structs.replace(recipe.training, save_s=0.0)
     recovery = msgspec.structs.replace(recipe.recovery, save_s=0.0) if recipe.recovery else None
     plain = msgspec.structs.replace(recipe, title="", training=training, recovery=recovery)
@@ -129,8 +132,11 @@ def smaller_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
     """Plan the steps from a teacher to its student, by a recipe with texts.
 
     Raises:
-        UsageError: the model cannot keep these layers.
+        UsageError: the model cannot keep these layers, or the point of a frontier is of another one.
+        ModelFileError: that point is damaged.
     """
+    if recipe.begin:
+        _check_point(facts, recipe)
     if recipe.keep_layers:
         named = None if isinstance(recipe.layers, str) else recipe.layers
         check_layers(recipe.keep_layers, named, _layer_kinds(facts), facts.name)
@@ -141,6 +147,23 @@ def smaller_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
         return first
     teacher = with_vocabulary(facts, recipe)
     return [*first, _cut_step(teacher, recipe, n_threads), _distil_step(teacher, recipe, n_threads)]
+
+
+def _check_point(facts: Facts, recipe: Recipe) -> None:
+    """Refuse the point of a frontier that cannot be a student of this model."""
+    folder = Path(recipe.begin)
+    point, student = open_checkpoint(folder), made_smaller(facts, recipe)
+    parse_json(folder / _CHOICE, read_bytes(folder / _CHOICE, _MAX_CHOICE_BYTES), Choice)
+    parts = ("width", "n_heads", "n_kv_heads", "head_dim")
+    theirs = [getattr(facts.model, part) for part in parts] + [student.n_layers, student.model.inner]
+    ours = [getattr(point.model, part) for part in parts] + [point.model.n_layers, point.model.inner]
+    # Fewer tokens than are asked for stay where the last ones come with too many parts.
+    has_tokens = point.model.n_vocab <= student.n_vocab if recipe.keep_vocab else point.model.n_vocab == student.n_vocab
+    if point.architecture != facts.architecture or ours != theirs or not has_tokens:
+        raise UsageError(
+            f"The point {folder.name} of the frontier is no student of {facts.name}: its sizes are others.",
+            "Name the model that was searched, or search again with another --out.",
+        )
 
 
 def reading_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
@@ -273,11 +296,20 @@ def _text_step(whole: Facts, facts: Facts, recipe: Recipe) -> Step:
     wanted, training = _n_tokens(recipe.texts), recipe.trainings[0]
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        from edge_convert.smaller.corpus import copy_corpus, pack, read_written, save_corpus, tokenise
+        from edge_convert.smaller.corpus import (
+            check_tokens,
+            copy_corpus,
+            load_corpus,
+            pack,
+            read_written,
+            save_corpus,
+            tokenise,
+        )
         from edge_convert.smaller.vocabulary import respell_all
 
         if recipe.begin:
             copy_corpus(Path(recipe.begin).parent / "text", folder)
+            check_tokens(load_corpus(folder), facts.n_vocab)
             return
         source = facts.open(folder_of)
         filler = next(iter(source.model.eos), 0)

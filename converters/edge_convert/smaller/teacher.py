@@ -35,7 +35,8 @@ def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], on_pro
     model = open_model(teacher)
     shape = (*windows.shape, model.config.hidden_size)
     path = folder / "hidden.npy"
-    done = int((folder / _COUNT).read_text()) if (folder / _COUNT).is_file() and path.is_file() else 0
+    count = (folder / _COUNT).read_text(errors="replace") if (folder / _COUNT).is_file() and path.is_file() else ""
+    done = int(count) if count.isdecimal() else 0  # a power cut may have emptied the file
     if not done:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=shape).flush()  # type: ignore[no-untyped-call]
     stored = np.load(path, mmap_mode="r+")

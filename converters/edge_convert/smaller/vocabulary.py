@@ -11,7 +11,7 @@ and renormalised. No weight changes; rows of the embedding and the head leave.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ from edge_convert.checkpoint import read_json
 from edge_convert.smaller.corpus import Document
 from edge_convert.strings import varied_strings
 
-__all__ = ["check_spelling", "choose_tokens", "count_tokens", "respell_all", "trim_checkpoint", "trim_tokenizer"]
+__all__ = [
+    "check_spelling",
+    "choose_tokens",
+    "count_tokens",
+    "named_tokens",
+    "respell_all",
+    "trim_checkpoint",
+    "trim_tokenizer",
+]
 
 _PRIOR = 0.3
 """Weight of Zipf's law over the order in which the tokenizer learned its tokens, beside their frequency in the texts."""
@@ -34,7 +42,9 @@ _REPLACED = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model")
 _N_STRINGS, _SEED = 500, 11
 
 
-def choose_tokens(tokenizer: Mapping[str, Any], counts: Mapping[int, int], size: int, title: str) -> list[int]:
+def choose_tokens(
+    tokenizer: Mapping[str, Any], counts: Mapping[int, int], size: int, title: str, named: Collection[int] = ()
+) -> list[int]:
     """Choose the tokens that stay: the most frequent ones, and all that they are merged from.
 
     Args:
@@ -42,6 +52,7 @@ def choose_tokens(tokenizer: Mapping[str, Any], counts: Mapping[int, int], size:
         counts: id -> how often it occurs in texts; may be empty.
         size: number of tokens that stay.
         title: of the model.
+        named: ids that stay in any case, from `named_tokens`.
 
     Returns:
         Their ids, ascending; fewer than `size` by a few where the last ones come with too many parts.
@@ -58,6 +69,9 @@ def choose_tokens(tokenizer: Mapping[str, Any], counts: Mapping[int, int], size:
     for left, right in map(_pair, tokenizer["model"]["merges"]):
         parts.setdefault(left + right, []).extend((left, right))
     kept = {text for text in vocabulary if len(text) == 1} | set(added)
+    for text, index in ids.items():
+        if index in named:
+            kept |= _with_parts(text, parts, kept)
     if not len(kept) < size < len(ids):
         raise UsageError(
             f"{title} has {len(ids):,} tokens and cannot keep {size:,}.", f"Keep {len(kept) + 1:,} to {len(ids) - 1:,}."
@@ -69,6 +83,46 @@ def choose_tokens(tokenizer: Mapping[str, Any], counts: Mapping[int, int], size:
         if len(kept) == size:
             break
     return sorted(ids[text] for text in kept)
+
+
+def named_tokens(folder: Path, tokenizer: Mapping[str, Any], title: str) -> set[int]:
+    """Return the ids of the tokens that a checkpoint's files name, such as the one that ends a reply: these have to stay.
+
+    Args:
+        folder: of the checkpoint.
+        tokenizer: the content of its tokenizer.json.
+        title: of the model.
+
+    Raises:
+        ModelFileError: tokenizer.json puts a token before or behind a text that it does not have.
+    """
+    vocabulary = {**tokenizer["model"]["vocab"], **{one["content"]: one["id"] for one in tokenizer.get("added_tokens") or []}}
+    placed = set(_placed_ids(tokenizer.get("post_processor")))
+    if strange := placed - set(vocabulary.values()):
+        raise ModelFileError(
+            f"tokenizer.json of {title} puts the token {min(strange)} around texts, and has no such token.",
+            "Download it again.",
+        )
+    found = placed
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        content = read_json(folder / name) if (folder / name).is_file() else {}
+        for key, value in content.items():
+            if key.endswith("_token_id"):
+                found |= {index for index in (value if isinstance(value, list) else [value]) if type(index) is int}
+            elif key.endswith("_token"):
+                text = value.get("content") if isinstance(value, dict) else value
+                found |= {vocabulary[text]} if isinstance(text, str) and text in vocabulary else set()
+    return found & set(vocabulary.values())
+
+
+def _placed_ids(part: Any) -> Iterator[int]:
+    """Yield the ids that a post-processor puts around texts; see `_renumbered`."""
+    if isinstance(part, list | dict):
+        for one in part.values() if isinstance(part, dict) else part:
+            yield from _placed_ids(one)
+    if isinstance(part, dict):
+        yield from part["ids"] if isinstance(part.get("ids"), list) else []
+        yield from (part[key][1] for key in ("sep", "cls") if isinstance(part.get(key), list))
 
 
 def _check_kind(tokenizer: Mapping[str, Any], title: str) -> None:
@@ -128,7 +182,8 @@ def trim_tokenizer(tokenizer: Mapping[str, Any], kept: Sequence[int]) -> dict[st
         merge for merge in model["merges"] if all(text in vocabulary for text in (*_pair(merge), "".join(_pair(merge))))
     ]
     found = {**tokenizer, "model": model}
-    found["added_tokens"] = [{**entry, "id": numbers[entry["id"]]} for entry in tokenizer.get("added_tokens", [])]
+    added = tokenizer.get("added_tokens") or []
+    found["added_tokens"] = [{**entry, "id": numbers[entry["id"]]} for entry in added if entry["id"] in numbers]
     found["post_processor"] = _renumbered(tokenizer.get("post_processor"), numbers)
     return found
 
@@ -187,7 +242,8 @@ def _renumber_decoder(content: Mapping[str, Any], numbers: Mapping[int, int]) ->
     decoder = content.get("added_tokens_decoder")
     if not isinstance(decoder, dict):
         return dict(content)
-    return {**content, "added_tokens_decoder": {str(numbers[int(old)]): entry for old, entry in decoder.items()}}
+    kept = {old: entry for old, entry in decoder.items() if old.isdecimal() and int(old) in numbers}
+    return {**content, "added_tokens_decoder": {str(numbers[int(old)]): entry for old, entry in kept.items()}}
 
 
 def _renumber_config(config: Mapping[str, Any], numbers: Mapping[int, int]) -> dict[str, Any]:

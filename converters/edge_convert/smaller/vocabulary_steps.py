@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge.errors import UsageError
+from edge.errors import ModelFileError, UsageError
+from edge.files import read_json
 from edge.units import short_name
-from edge_convert import estimates
+from edge_convert import checkpoint, estimates
 from edge_convert.facts import Facts
 from edge_convert.pipeline import FolderOf, Step, StepProgress
 from edge_convert.shapes import EMBEDDING, HEAD
@@ -24,6 +25,7 @@ __all__ = ["TOKENS", "VOCABULARY", "vocabulary_step", "with_vocabulary"]
 
 VOCABULARY = "vocabulary"
 TOKENS = "tokens.json"
+_MAX_BYTES = 16 << 20
 
 
 def with_vocabulary(facts: Facts, recipe: Recipe) -> Facts:
@@ -65,17 +67,22 @@ def vocabulary_step(facts: Facts, recipe: Recipe) -> Step:
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         from tokenizers import Tokenizer
 
-        from edge_convert.checkpoint import read_json
         from edge_convert.smaller.models import keep_tokens, open_model, save_model
-        from edge_convert.smaller.vocabulary import check_spelling, choose_tokens, count_tokens
+        from edge_convert.smaller.vocabulary import check_spelling, choose_tokens, count_tokens, named_tokens
 
         source = facts.open(folder_of)
         if recipe.begin:
-            kept = msgspec.json.decode((Path(recipe.begin).parent / TOKENS).read_bytes(), type=list[int])
+            point = Path(recipe.begin)
+            kept = _read_tokens(point.parent / TOKENS, facts.n_vocab, checkpoint.open_checkpoint(point).model.n_vocab)
         else:
             counts = count_tokens(_documents(source.folder, recipe, folder_of), facts.n_vocab)
             on_progress("choosing tokens", 0.3)
-            kept = choose_tokens(read_json(source.folder / "tokenizer.json"), counts, recipe.keep_vocab, facts.name)
+            content = checkpoint.read_json(source.folder / "tokenizer.json")
+            # An added token without a row in the embedding cannot stay.
+            rows = [entry for entry in content.get("added_tokens") or [] if entry["id"] < facts.n_vocab]
+            content = {**content, "added_tokens": rows}
+            named = named_tokens(source.folder, content, facts.name)
+            kept = choose_tokens(content, counts, recipe.keep_vocab, facts.name, named)
         model = keep_tokens(open_model(source.folder, "float32" if facts.is_wide else "bfloat16"), kept)
         name = source.name if recipe.is_trained else small.name
         save_model(model, folder, source, name, kept)
@@ -98,6 +105,14 @@ def vocabulary_step(facts: Facts, recipe: Recipe) -> Step:
         memory_bytes=estimates.trim_vocabulary(facts),
         is_heavy=True,
     )
+
+
+def _read_tokens(path: Path, n_vocab: int, size: int) -> list[int]:
+    """Read the tokens that stay from the folder of a frontier."""
+    kept = read_json(path, list[int], _MAX_BYTES)
+    if len(kept) != size or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < n_vocab:
+        raise ModelFileError(f"{path} does not name {size:,} of {n_vocab:,} tokens.", "Search again: --minutes 60 --force")
+    return kept
 
 
 def _documents(teacher: Path, recipe: Recipe, folder_of: FolderOf) -> Iterable[Document]:

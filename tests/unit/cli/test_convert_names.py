@@ -16,6 +16,7 @@ from tests.tiny_onnx import write_onnx
 from tests.unit.bench.fakes import write_gguf
 
 PLAIN: dict[str, Any] = dict.fromkeys(("name", "lora", "keep_layers", "keep_ffn", "keep_vocab", "recipe"))
+PLAIN["frontier"] = False
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,7 @@ PLAIN: dict[str, Any] = dict.fromkeys(("name", "lora", "keep_layers", "keep_ffn"
         ("SmolLM2-135M", {}, "smollm2-135m"),
         ("smollm2-135m", {"lora": "x"}, ""),
         ("smollm2-135m", {"keep_layers": 15}, ""),
+        ("smollm2-135m", {"frontier": True}, ""),
         ("smollm2-135m", {"recipe": "x", "name": "student"}, "student"),
         ("/x/m.gguf", {}, ""),
         ("hf:a/b", {"name": "smollm2-135m"}, "smollm2-135m"),

@@ -132,6 +132,15 @@ def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: 
         (("--compute-units", "FOO"), 2, "is not one of"),
         (("--gate", "top2=1"), 2, "not a condition of a gate"),
         (("--gate", "top1=0.9", "--no-card"), 2, "leave out --no-card"),
+        (("--to", "onnx", "--imatrix", "i.gguf"), 2, "--imatrix is only for gguf"),
+        (("--to", "onnx", "--save-imatrix", "i.gguf"), 2, "--save-imatrix is only for gguf"),
+        (("--to", "onnx", "--no-imatrix"), 2, "--no-imatrix is only for gguf"),
+        (("--to", "onnx", "--shard", "2GB"), 2, "--shard is only for gguf"),
+        (("--shard", "9" * 400), 2, "is not a size such as 2GB"),
+        (("--save-imatrix", "no/where/i.gguf"), 2, "There is no folder"),
+        (("--save-imatrix", "."), 1, "is a directory"),
+        (("--imatrix", "nowhere.gguf"), 1, "nowhere.gguf cannot be read"),
+        (("--recover-minutes", "1", "--shard", "2GB"), 2, "is written into one file"),
     ],
 )
 def test_wrong_options(
@@ -140,6 +149,30 @@ def test_wrong_options(
     result = convert(tiny_checkpoint("llama"), *arguments, "--out", tmp_path / "out")
     assert (result.code, said in result.err) == (code, True), result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_importance_matrix_is_not_stored_over_something_else(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "copy"))
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes()
+    said = convert(folder, "--quant", "Q4_0", "--save-imatrix", weights, "--no-card", "--out", tmp_path / "out")
+    assert (said.code, "exists, and is not an importance matrix" in said.err) == (2, True), said.err
+    assert weights.read_bytes() == before
+    place = tmp_path / "out" / "imatrix.gguf"  # in the folder of the results, which is not there yet
+    assert convert(folder, "--quant", "Q4_0", "--save-imatrix", place, "--dry-run", "--out", tmp_path / "out").code == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+@pytest.mark.parametrize("option", ["--calibration", "--imatrix", "--save-imatrix", "--recipe"])
+@pytest.mark.parametrize("kind", ["FIFO", "device"])
+def test_a_file_that_never_ends_is_not_waited_for(
+    option: str, kind: str, convert: Call, tiny_checkpoint: Make, tmp_path: Path
+) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "fifo"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    said = convert(tiny_checkpoint("llama"), "--quant", "Q4_0", option, path, "--dry-run", "--out", tmp_path / "out")
+    assert (said.code in (1, 2), f"is a {kind}" in said.err) == (True, True), said.err
 
 
 def test_bad_sources(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:

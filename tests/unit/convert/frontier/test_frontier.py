@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
 
 import msgspec
+import numpy as np
 import torch
 
-from edge.errors import UsageError
+from edge.errors import EdgeError, UsageError
 from edge_cli.convert_frontier import convert_frontier
 from edge_cli.main import run
 from edge_convert.checkpoint import open_checkpoint
@@ -293,6 +295,9 @@ def _windows(corpus: Any) -> list[tuple[str, Any]]:
         (["--frontier", "--minutes", "1", "--keep-layers", "2"], "--keep-layers does not go with --frontier"),
         (["--frontier", "--point", "a", "--at-least", "kl=1"], "either --point or --at-least"),
         (["--frontier", "--minutes", "1", "--at-least", "size=1"], "is not a limit"),
+        (["--frontier", "--minutes", "inf"], "A search cannot take inf minutes"),
+        (["--frontier", "--minutes", "nan"], "A search cannot take nan minutes"),
+        (["--frontier", "--minutes", "1", "--quant", "IQ2_XXS"], "IQ2_XXS cannot be made so"),
     ],
 )
 def test_what_the_command_refuses(
@@ -301,3 +306,104 @@ def test_what_the_command_refuses(
     assert run(["convert", str(tiny), *options, "--out", str(tmp_path / "out")]) != 0
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "layout"),
+    [
+        ([], "Q4_K_M"),
+        (["--keep-vocab", "400"], "Q4_K_M"),
+        (["--to", "onnx"], "Q4_K_M"),
+        (["--to", "onnx", "--bits", "8"], "Q8_0"),
+    ],
+)
+def test_a_search_needs_nothing_else_to_leave_out_and_no_gguf_to_come(
+    options: list[str], layout: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["convert", str(tiny), "--frontier", "--minutes", "1", *options, "--dry-run", "--out", str(tmp_path / "out")]
+    assert run(command) == 0
+    assert f"Measure the last 3 in {layout}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "said"), [("smollm3", "cannot lose layers"), ("granite4", "cannot be narrowed")])
+def test_models_that_a_search_could_not_cut_are_refused_before_it(kind: str, said: str, tmp_path: Path) -> None:
+    request = Request(smaller=Recipe(training=Training(minutes=1)), frontier_minutes=1, card=False)
+    folder = make_checkpoint(tmp_path / kind, kind)
+    with pytest.raises(UsageError, match=said):
+        make_plan(Input(kind="checkpoint", path=folder, source=kind), tmp_path / "out", request)
+
+
+def _without(name: str) -> Callable[[Path], Any]:
+    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def _change_report(folder: Path, **values: Any) -> None:
+    path = folder / "frontier.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | values))
+
+
+def _put(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_without("frontier.json"), "There is no frontier"),
+        (lambda folder: _put(folder, "frontier.json", "{"), "frontier.json is damaged"),
+        (lambda folder: _change_report(folder, points=[]), "do not fit together"),
+        (lambda folder: _change_report(folder, finalists=[]), "do not fit together"),
+        (lambda folder: _change_report(folder, finalists=["nowhere"]), "do not fit together"),
+        (_without("POINT"), "lacks the student"),
+        (_without("POINT/model.safetensors"), "holds no weights"),
+        (_without("POINT/choice.json"), "choice.json is missing"),
+        (lambda folder: _put(folder, "POINT/choice.json", "[]"), "choice.json is damaged"),
+        (_without("text/corpus.json"), "corpus.json is missing"),
+        (_without("text/tokens.npy"), "tokens.npy"),
+        (lambda folder: _put(folder, "text/tokens.npy", "no array"), "tokens.npy cannot be used"),
+        (lambda folder: np.save(folder / "text/counted.npy", np.zeros(3)), "tokens.npy cannot be used"),
+        (lambda folder: np.save(folder / "text/tokens.npy", np.load(folder / "text/tokens.npy") + 9000), "tokens beyond"),
+        (_without("tokens.json"), "tokens.json is missing"),
+        (lambda folder: _put(folder, "tokens.json", "{}"), "tokens.json is damaged"),
+        (lambda folder: _put(folder, "tokens.json", "[5, 3]"), "does not name 400 of 601 tokens"),
+    ],
+)
+def test_a_damaged_frontier_is_refused_in_a_sentence(
+    damage: Callable[[Path], Any], said: str, searched: Path, tiny: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(searched, tmp_path / "out")) / "frontier"
+    point = read_frontier(folder).finalists[0]
+    (folder / point).rename(folder / "POINT")  # so that the damage can name it
+    damage(folder)
+    if (folder / "POINT").is_dir():
+        (folder / "POINT").rename(folder / point)
+    with pytest.raises(EdgeError) as raised:
+        _go_on(folder.parent, tiny, point)
+    assert said in raised.value.message.replace(point, "POINT")
+    assert raised.value.hint
+
+
+def test_a_point_of_another_model_is_refused(searched: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(searched, tmp_path / "out"))
+    other = make_checkpoint(tmp_path / "other", "llama", num_hidden_layers=5)
+    finalists = read_frontier(folder / "frontier").finalists
+    narrow = next(name for name in finalists if "layers" not in name) if any("layers" not in n for n in finalists) else None
+    point = narrow or finalists[0]
+    wide = make_checkpoint(tmp_path / "wide", "llama", num_hidden_layers=4, num_attention_heads=8)
+    for model in (wide, *([other] if narrow else [])):
+        with pytest.raises(UsageError, match="is no student of"):
+            _go_on(folder, model, point)
+
+
+def _go_on(out: Path, source: Path, point: str) -> None:
+    """Go on with a point for a moment, as the command does."""
+    options = {"minutes": None, "point": point, "at_least": None, "distill_minutes": 0.001, "dry_run": False, "as_json": True}
+    recipe = Recipe(keep_vocab=400, training=Training(minutes=1, window=64, batch=1))
+    request = Request(smaller=recipe, card=False, gguf=GgufOptions(quantisations=("F16",), use_imatrix=False, threads=1))
+    found = Input(kind="checkpoint", path=source, source=source.name)
+
+    def carry_out(asked: Request) -> int:
+        run_plan(make_plan(found, out, asked))
+        return 0
+
+    convert_frontier(found, out, request, options, carry_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,14 @@ from edge_convert.smaller.ffn import narrow_ffn
 from edge_convert.smaller.layers import check_ffn
 from edge_convert.smaller.models import keep_tokens, open_model, save_model
 from edge_convert.smaller.recipe import Recipe, Source, Text, Training, check_recipe
-from edge_convert.smaller.vocabulary import check_spelling, choose_tokens, respell_all, trim_tokenizer
+from edge_convert.smaller.vocabulary import (
+    check_spelling,
+    choose_tokens,
+    named_tokens,
+    respell_all,
+    trim_checkpoint,
+    trim_tokenizer,
+)
 from edge_convert.strings import varied_strings
 from edge_convert.torch_models import layers_of
 from tests.checkpoints import make_checkpoint
@@ -111,6 +119,45 @@ def test_a_tokenizer_of_another_kind_is_refused(change: dict[str, Any], tiny: Pa
         choose_tokens({**tokenizer, "model": {**tokenizer["model"], **change}}, {}, 400, "tiny")
 
 
+def test_tokens_that_files_name_stay(tiny: Path, tmp_path: Path) -> None:
+    """Else a reply would never end, and a text would begin with another token."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "tiny"))
+    tokenizer = read_json(folder / "tokenizer.json")
+    by_id = {index: text for text, index in tokenizer["model"]["vocab"].items()}
+    end, other_end, begin, pad = 590, 591, 592, 593
+    single = [{"SpecialToken": {"id": "X", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"X": {"id": "X", "ids": [begin], "tokens": [by_id[begin]]}}
+    tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+    for name, keys in (
+        ("config.json", {"eos_token_id": end}),
+        ("generation_config.json", {"eos_token_id": [end, other_end], "pad_token_id": None, "bos_token_id": 10**9}),
+        ("tokenizer_config.json", {"pad_token": {"content": by_id[pad]}, "add_bos_token": True, "unk_token": "nowhere"}),
+    ):
+        before = read_json(folder / name) if (folder / name).is_file() else {}
+        (folder / name).write_text(json.dumps(before | keys), encoding="utf-8")
+    named = named_tokens(folder, tokenizer, "tiny")
+    assert named >= {end, other_end, begin, pad}
+    assert not {end, begin} & set(choose_tokens(tokenizer, {}, 400, "tiny"))
+    kept = choose_tokens(tokenizer, {}, 400, "tiny", named)
+    assert named <= set(kept)
+    assert len(kept) == 400
+    small = Tokenizer.from_str(json.dumps(trim_tokenizer(tokenizer, kept)))
+    assert small.id_to_token(small.encode("the house").ids[0]) == by_id[begin]
+    special["X"]["ids"] = [99_999]
+    with pytest.raises(ModelFileError, match="puts the token 99999 around texts"):
+        named_tokens(folder, tokenizer, "tiny")
+
+
+@pytest.mark.parametrize("key", ["x", "-1", "7777", "590"])
+def test_a_description_of_a_token_that_is_not_there_goes(key: str, tiny: Path, kept: list[int], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "tiny"))
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(read_json(path) | {"added_tokens_decoder": {key: {"content": "a"}, "0": {"content": "b"}}}))
+    (tmp_path / "small").mkdir()
+    trim_checkpoint(folder, tmp_path / "small", ["tokenizer.json", "tokenizer_config.json"], {"vocab_size": 601}, kept)
+    assert set(read_json(tmp_path / "small/tokenizer_config.json")["added_tokens_decoder"]) == {str(kept.index(0))}
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # a tied head, and one of its own
 def test_the_logits_are_those_of_the_tokens_that_stay(architecture: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "tiny", architecture)
@@ -153,6 +200,18 @@ def test_neurons_that_say_nothing_leave_without_a_trace(tiny: Path) -> None:
         assert layers_of(model)[0].mlp.up_proj.weight.shape == (192, 128)
         assert torch.allclose(model(tokens).logits, before, atol=1e-3)
         assert model.config.intermediate_size == 192
+
+
+def test_a_layer_that_is_switched_off_is_narrowed_too(tiny: Path) -> None:
+    model = open_model(tiny, "float32")
+    tokens = torch.randint(3, 600, (8, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        layers_of(model)[0].mlp.up_proj.weight.zero_()
+        narrow_ffn(model, 192, tokens, QUIET)
+        assert torch.isfinite(model(tokens).logits).all()
+        layers_of(model)[1].mlp.up_proj.weight.fill_(1e25)
+        with pytest.raises(ModelFileError, match="range of float32"):
+            narrow_ffn(model, 128, tokens, QUIET)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma3"])

@@ -29,6 +29,7 @@ from edge_convert.smaller.models import head_of, keep_layers, layer_kinds, open_
 from edge_convert.smaller.prompts import built_in_prompts
 from edge_convert.smaller.recipe import Text
 from edge_convert.smaller.repair import can_repair, repair
+from edge_convert.smaller.teacher import open_hidden, write_hidden
 from edge_convert.torch_models import layers_of
 
 Make = Callable[[str], Path]
@@ -228,6 +229,25 @@ def test_documents_are_trained_on_or_held_out_and_never_both() -> None:
     again = pack(documents, text, 64, 3, filler=-1)[0][0]
     assert (again == train).all()
     assert (pack(documents, text, 64, 4, filler=-1)[0][0] != train).any()
+
+
+def test_a_conversation_whose_prompt_fills_the_window_is_left_out() -> None:
+    """As a prompt may with a smaller vocabulary: the divergence over no token is no number."""
+    long, short = Document(tuple(range(90)), 70, is_whole=True), Document(tuple(range(200, 290)), 64, is_whole=True)
+    (train, counted), _ = pack([long, short, long], Text(name="t", tokens=128), 64, 1, filler=0)
+    assert train[:, 0].tolist() == [200]
+    assert counted.sum() == 1
+    with pytest.raises(UsageError, match="too short"):
+        pack([long], Text(name="t", tokens=64), 64, 1, filler=0)
+
+
+def test_the_teacher_reads_on_after_a_power_cut(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    tokens = np.arange(20 * 16, dtype=np.int32).reshape(20, 16)
+    whole = open_hidden(write_hidden(tmp_path, tiny_checkpoint("llama"), tokens, QUIET)).copy()
+    (tmp_path / "done.txt").write_text("")  # the disk had not written its content
+    again = open_hidden(write_hidden(tmp_path, tiny_checkpoint("llama"), tokens, QUIET))
+    assert np.array_equal(again, whole)
+    assert not (tmp_path / "done.txt").exists()
 
 
 def test_a_conversation_begins_a_window_and_its_prompt_is_not_learned() -> None:
