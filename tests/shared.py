@@ -33,4 +33,5 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
                 unfinished.mkdir()
                 make(unfinished / made.name)
                 (unfinished / made.name).rename(made)
+                unfinished.rmdir()
     return made

@@ -30,6 +30,7 @@ from edge.types import Sampling
 from edge_convert.coreml.runner import PackageRunner, load_functions
 from tests.checkpoints import add_tokens
 from tests.contract.coreml import coreml_plan, open_coreml, write_package
+from tests.shared import made_once
 from tests.standins import coremltools_predict
 from tests.standins.coremltools_predict import make_coremltools
 
@@ -40,13 +41,14 @@ PackageOf = Callable[[str], Path]
 @pytest.fixture(scope="module")
 def package_of(coreml_package: PackageOf, tmp_path_factory: pytest.TempPathFactory) -> PackageOf:
     """The packages of the contract, and one with a sliding window whose chunks do not divide its context."""
-    folder = tmp_path_factory.mktemp("gemma3")
 
     def path_of(kind: str) -> Path:
         if kind != "gemma3":
             return coreml_package(kind)
-        path = folder / "package" / "model.mlpackage"
-        return path if path.exists() else write_package(folder, context=96, chunk=20, kind="gemma3")
+        folder = made_once(
+            tmp_path_factory, "contract/gemma3", lambda path: write_package(path, context=96, chunk=20, kind="gemma3")
+        )
+        return folder / "package" / "model.mlpackage"
 
     return path_of
 

@@ -21,6 +21,7 @@ from edge.kv.open import model_fingerprint
 from edge.kv.store import BlockStore, StoreOptions
 from tests.contract.coreml import coreml_plan, open_coreml, write_package
 from tests.contract.test_persistence import World, compare
+from tests.shared import made_once
 
 CONTEXT = 512
 
@@ -28,7 +29,8 @@ CONTEXT = 512
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With room for a conversation."""
-    return write_package(tmp_path_factory.mktemp("long"), context=CONTEXT, chunk=32)
+    folder = made_once(tmp_path_factory, "contract/long", lambda path: write_package(path, context=CONTEXT, chunk=32))
+    return folder / "package" / "model.mlpackage"
 
 
 @pytest.fixture
