@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import BackendError
+from edge.errors import BackendError, ModelFileError
 from edge_convert.gguf.imatrix_file import Sums, write_imatrix
 from edge_convert.gguf.llama import fill_batch, load_library, load_model
 from edge_convert.torch_device import chosen_device
@@ -97,7 +97,10 @@ class _Collector:
         values = np.empty((rows, width), dtype=np.float32)
         self._get(ctypes.addressof(inputs), values.ctypes.data, 0, values.nbytes)
         if not np.isfinite(values).all():
-            raise BackendError(f"The model computes no finite numbers at {name}.", "The checkpoint is damaged.")
+            raise ModelFileError(
+                f"The model computes no finite numbers at {name}: its weights are damaged, or too large.",
+                "Download it again. To quantise it as it is: --no-imatrix",
+            )
         squares = np.einsum("ij,ij->j", values, values, dtype=np.float64)
         self.sums[name] = self.sums.get(name, 0.0) + squares
         self.counts[name] = self.counts.get(name, 0) + rows
@@ -121,6 +124,7 @@ def collect(
 
     Raises:
         BackendError: the model cannot be run, or the engine's tensors cannot be read.
+        ModelFileError: it computes no finite numbers.
     """
     library = load_library()
     # Repacked weights would change nothing here, and AMX crashes in some builds.

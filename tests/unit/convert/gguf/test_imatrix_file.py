@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 pytest.importorskip("gguf", reason="needs the extra [convert]")
 
 import gguf
+from safetensors.numpy import load_file, save_file
 
 from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf import read_header
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.facts import Request
+from edge_convert.gguf.imatrix import compute_imatrix
 from edge_convert.gguf.imatrix_file import Sums, check_fits, read_imatrix, write_imatrix
 from edge_convert.gguf.quantise import GgufOptions, quantise
 from edge_convert.gguf.tensors import write_gguf
@@ -140,6 +143,18 @@ def test_a_type_with_few_bits_needs_values_for_every_matrix(tiny_checkpoint: Cal
         quantise(model, tmp_path / "out.gguf", "IQ2_XXS", options, tmp_path / "i.gguf")
     assert "--quant Q4_K_M" in caught.value.hint
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_model_that_computes_no_numbers_has_no_matrix(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "huge"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.v_proj.weight"] *= 1e7  # beyond the 16 bits of llama.cpp's cache
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    model = write_gguf(open_checkpoint(folder), tmp_path / "m.gguf", "F32")
+    with pytest.raises(ModelFileError, match=r"no finite numbers at blk\.0\.attn_output\.weight") as caught:
+        compute_imatrix(model, [list(range(64))], tmp_path / "i.gguf", 1, "text")
+    assert "--no-imatrix" in caught.value.hint
+    assert not (tmp_path / "i.gguf").exists()
 
 
 def test_a_matrix_of_another_model_is_refused(tmp_path: Path) -> None:
