@@ -165,10 +165,14 @@ def distil(student: Facts, recipe: Recipe) -> int:
 
 
 def fit_blocks(facts: Facts, n_tokens: int) -> int:
-    """Estimate fitting blocks: gradients of a batch in all layers, then moments of a layer's inputs and their inverse."""
+    """Estimate fitting blocks: gradients of a batch in all layers, then moments of a layer's inputs and their inverse.
+
+    A token's weight in each matrix of a layer, of about seven, is kept throughout.
+    """
     n_hidden = 4 * 256 * facts.n_layers * facts.width
     walked = 2 * n_tokens * facts.width * 3 + 40 * facts.columns**2 + 16 * facts.layer_params
-    return _TORCH + 2 * facts.n_params + max(_TRAINED_BYTES * n_hidden + 16 * ROWS_AT_ONCE * facts.n_vocab, walked)
+    weights = 4 * 7 * n_tokens * facts.n_layers
+    return _TORCH + 2 * facts.n_params + weights + max(_TRAINED_BYTES * n_hidden + 16 * ROWS_AT_ONCE * facts.n_vocab, walked)
 
 
 def recover(facts: Facts, recipe: Recipe) -> int:

@@ -68,7 +68,7 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
     steps += reading_steps(facts, request.recovery, options.n_threads)
     for name in rest:
         plain = _quantise_step(facts, wanted, name, is_plain=True)
-        fitted = fit_step(facts, name, plain.name, options.n_threads)
+        fitted = fit_step(facts, request.recovery, name, plain.name, options.n_threads)
         steps += [plain, fitted, recovery_step(facts, request.recovery, name, plain.name, fitted.name, options.n_threads)]
     return steps
 

@@ -12,18 +12,16 @@ from edge_convert import estimates
 from edge_convert.facts import Facts
 from edge_convert.manifest import Manifest
 from edge_convert.pipeline import FolderOf, Step, StepProgress
-from edge_convert.smaller.recipe import Recipe
+from edge_convert.smaller.recipe import Recipe, Training
 from edge_convert.smaller.records import Report
 from edge_convert.smaller.steps import describe_texts, flops_per_s, hidden_step, text_steps, training_seconds, with_threads
 
-__all__ = ["FIT_TOKENS", "RECOVERED", "check_recoverable", "fit_step", "reading_steps", "recovery_step"]
+__all__ = ["RECOVERED", "check_recoverable", "fit_step", "fit_tokens", "reading_steps", "recovery_step"]
 
 RECOVERED = ("Q4_0", "Q4_1", "IQ4_NL")
 """GGUF quantisations whose blocks can be trained."""
 
-FIT_TOKENS = 16_384
-"""Tokens that blocks are fitted on."""
-
+_LEAST_FIT_TOKENS, _MOST_FIT_TOKENS = 16_384, 65_536
 _FIT_FLOPS = 18  # for each weight and token
 _HIDDEN, _REPORT, _FILE = "recover-hidden", "recovery.json", "trained.gguf"
 
@@ -59,15 +57,29 @@ def reading_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
     return [*texts, hidden_step(facts, recipe, n_threads, _HIDDEN)]
 
 
-def fit_step(facts: Facts, name: str, plain: str, n_threads: int) -> Step:
+def fit_tokens(facts: Facts, training: Training, n_threads: int) -> int:
+    """Return how many tokens blocks are fitted on: as many as take about as long as the training, within limits.
+
+    Where the training has steps instead of minutes, so that it is the same on every machine, this is too.
+    """
+    if not training.minutes:
+        return _LEAST_FIT_TOKENS
+    affordable = 60 * training.minutes * flops_per_s(n_threads) / (_FIT_FLOPS * facts.n_params)
+    return max(_LEAST_FIT_TOKENS, min(int(affordable) // 4096 * 4096, _MOST_FIT_TOKENS))
+
+
+def fit_step(facts: Facts, recipe: Recipe, name: str, plain: str, n_threads: int) -> Step:
     """Plan the step that fits the blocks of a quantised GGUF once more, before they are trained.
 
     Args:
         facts: of the unquantised model.
+        recipe: with a recovery.
         name: of the quantisation.
         plain: step whose folder has the quantised file.
         n_threads: to compute with.
     """
+    assert recipe.recovery is not None
+    n_tokens = fit_tokens(facts, recipe.recovery, n_threads)
     file_name = f"{facts.name}-{name}.gguf"
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
@@ -78,16 +90,16 @@ def fit_step(facts: Facts, name: str, plain: str, n_threads: int) -> Step:
 
         file, checkpoint = folder / file_name, facts.open(folder_of)
         shutil.copyfile(folder_of(plain) / file_name, file)
-        tokens = sample_windows(load_corpus(folder_of("text")).tokens, FIT_TOKENS)
+        tokens = sample_windows(load_corpus(folder_of("text")).tokens, n_tokens)
         fit_blocks(GgufBlocks(file, checkpoint), checkpoint, tokens, lambda share: on_progress("", share))
 
     return Step(
         name=f"fitted-{name}",
         title=f"Fit the blocks of {name} to the model, layer by layer",
         work=with_threads(work, n_threads),
-        seconds=10 + _FIT_FLOPS * FIT_TOKENS * facts.n_params / flops_per_s(n_threads),
+        seconds=10 + _FIT_FLOPS * n_tokens * facts.n_params / flops_per_s(n_threads),
         disk_bytes=facts.n_params,
-        memory_bytes=estimates.fit_blocks(facts, FIT_TOKENS),
+        memory_bytes=estimates.fit_blocks(facts, n_tokens),
         is_heavy=True,
     )
 
@@ -130,7 +142,7 @@ def recovery_step(facts: Facts, recipe: Recipe, name: str, plain: str, fitted: s
         trained.rename(folder / file_name)
         (folder / _REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)))
         quantised = msgspec.json.decode((folder_of(plain) / "manifest.json").read_bytes(), type=Manifest)
-        lines = {**quantised.recipe, **_describe(report, recipe, folder_of)}
+        lines = {**quantised.recipe, **_describe(report, recipe, folder_of, fit_tokens(facts, training, n_threads))}
         facts.write_manifest(folder, folder_of, "gguf", name, lines)
 
     trained = facts.n_layers * facts.layer_params
@@ -148,12 +160,12 @@ def recovery_step(facts: Facts, recipe: Recipe, name: str, plain: str, fitted: s
     )
 
 
-def _describe(report: Report, recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
+def _describe(report: Report, recipe: Recipe, folder_of: FolderOf, n_fitted: int) -> dict[str, str]:
     training = recipe.recovery
     assert training is not None
     kept = "" if report.is_nearer else "; so the fitted blocks were kept as they were before the training"
     return {
-        "blocks fitted": f"with error feedback, on at most {FIT_TOKENS} tokens",
+        "blocks fitted": f"with error feedback, on at most {n_fitted:,} tokens",
         "recovered": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s; {training.batch} windows of "
         f"{training.window}, learning rate {training.lr:g} steps of the grid, seed {training.seed}",
         "recovered on": describe_texts(folder_of),

@@ -169,7 +169,7 @@ def _check_point(facts: Facts, recipe: Recipe) -> None:
 def reading_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
     """Plan the steps up to the teacher's hidden states, "hidden", over the texts, "text"; without training the first ones."""
     written = [text for text in recipe.texts if text.is_written]
-    steps = [_writing_step(facts, recipe, written, n_threads)] if written and recipe.is_trained and not recipe.begin else []
+    steps = [_writing_step(facts, recipe, written, n_threads)] if written and not recipe.begin else []
     if recipe.keep_vocab:
         steps.append(vocabulary_step(facts, recipe))
     if recipe.is_trained:
@@ -262,7 +262,7 @@ def flops_per_s(n_threads: int) -> float:
 
 
 def _writing_step(facts: Facts, recipe: Recipe, texts: Sequence[Text], n_threads: int) -> Step:
-    wanted, training = _n_tokens(texts), recipe.trainings[0]
+    wanted, training = _n_tokens(texts), (*recipe.trainings, recipe.training)[0]  # tokens that leave need no training
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         from edge_convert.smaller.writing import write_answers

@@ -20,7 +20,7 @@ from edge.errors import UsageError
 from edge.formats.gguf import read_header
 from edge_cli.main import run
 from edge_convert.checkpoint import open_checkpoint
-from edge_convert.facts import Request
+from edge_convert.facts import Request, read_facts
 from edge_convert.gguf.quantise import GgufOptions
 from edge_convert.inputs import Input
 from edge_convert.pipeline import run as run_plan
@@ -28,7 +28,7 @@ from edge_convert.plan import make_plan
 from edge_convert.recover.fit import assign, importance
 from edge_convert.recover.gguf_blocks import GRIDS, GgufBlocks, pack
 from edge_convert.recover.masters import GridMasters
-from edge_convert.recover.steps import RECOVERED
+from edge_convert.recover.steps import RECOVERED, fit_tokens
 from edge_convert.smaller.models import open_model
 from edge_convert.smaller.recipe import Recipe, Recovery, Source, Text, find_recipe
 from edge_convert.torch_models import layers_of
@@ -186,6 +186,16 @@ def test_a_recovered_file_is_nearer_and_has_the_same_layout(kind: str, tiny: Pat
     assert manifest.recipe["recovered"].startswith("30 steps, 15360 tokens")
     assert "words: 3008 tokens of text.txt" in manifest.recipe["recovered on"]
     assert str(tmp_path) not in json.dumps(msgspec.to_builtins(manifest))
+
+
+def test_fitting_takes_as_many_tokens_as_the_training_has_time(tiny: Path) -> None:
+    facts = read_facts(Input(kind="checkpoint", path=tiny, source="tiny"))
+    large = msgspec.structs.replace(facts, n_params=135_000_000)
+    counts = [fit_tokens(large, Recovery(minutes=minutes), 2) for minutes in (0.1, 4, 8, 60)]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (16_384, 65_536)
+    assert 16_384 < counts[1] < counts[2] < 65_536
+    assert fit_tokens(large, Recovery(steps=9), 1) == fit_tokens(facts, Recovery(steps=9), 8)  # the same on every machine
 
 
 def test_what_is_written_is_what_was_trained(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
@@ -275,6 +276,29 @@ def test_fewer_tokens_alone_need_no_training(tiny: Path, tmp_path: Path) -> None
     assert run(command) == 0
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint-vocab-400", "gguf-F16"]
     assert (out / "gguf-F16/tiny-vocab-400-F16.gguf").is_file()
+
+
+def test_without_training_tokens_are_counted_in_answers_too(tiny: Path, tmp_path: Path) -> None:
+    """The recipe's texts decide which tokens stay, so the teacher writes its part of them."""
+    source = Input(kind="checkpoint", path=tiny, source="tiny")
+    written: set[int] = set()
+    kept: list[set[int]] = []
+    for name, texts in (("by-order", ()), ("by-text", (Text(name="answers", tokens=256, answer_tokens=16),))):
+        request = Request(
+            smaller=check_recipe(Recipe(keep_vocab=400, texts=texts)),
+            card=False,
+            gguf=GgufOptions(quantisations=("F16",), threads=1, use_imatrix=False),
+        )
+        plan = make_plan(source, tmp_path / name, request)
+
+        def watch(_progress: object, folder: Path = plan.work / "written") -> None:
+            for path in folder.glob("answers-*.json"):
+                documents = msgspec.json.decode(path.read_bytes(), type=list[Document])
+                written.update(token for document in documents for token in document.tokens)
+
+        run_plan(plan, watch)
+        kept.append(set(json.loads((tmp_path / name / "checkpoint-vocab-400/tokens.json").read_text())))
+    assert len(written & kept[1]) > len(written & kept[0])
 
 
 @pytest.mark.parametrize(
