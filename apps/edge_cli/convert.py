@@ -55,6 +55,7 @@ _KEPT = ("keep_layers", "keep_ffn", "keep_vocab")
         "edge convert smollm2-135m --frontier --at-least speed=1.3 --out students",
         "edge convert smollm2-135m --recipe smollm2-135m-15-layers --out student",
         "edge convert smollm2-135m --quant Q4_0 --recover-minutes 20",
+        "edge convert smollm2-135m --to coreml --variants ane --recover-minutes 20",
         "edge convert hf:Qwen/Qwen3-0.6B --lora my-adapter",
         "edge convert hf:Qwen/Qwen3-0.6B --lora hf:owner/adapter --name my-qwen",
         "edge convert verify smollm2/gguf-Q4_0",
@@ -130,7 +131,7 @@ _KEPT = ("keep_layers", "keep_ffn", "keep_vocab")
     "--recover-minutes",
     type=click.FloatRange(0, min_open=True),
     metavar="N",
-    help="Train the quantised weights for so long, so that they lose less.",
+    help="Train the quantised weights for so long, so that they lose less: GGUF, or Core ML with --variants ane.",
 )
 @click.option(
     "--distill-text",

@@ -135,7 +135,7 @@ def _completed(request: Request, facts: Facts) -> Request:
     if request.smaller:
         request = msgspec.structs.replace(request, smaller=with_texts(request.smaller, facts.n_params))
     if request.recovery:
-        check_recoverable(facts, request.formats, request.gguf.quantisations)
+        check_recoverable(facts, request)
         if request.gguf.shard_bytes:
             raise UsageError(
                 "A recovered GGUF is written into one file.",

@@ -45,6 +45,7 @@ class CoreMLOptions(msgspec.Struct, frozen=True, kw_only=True):
         source_gguf: the GGUF that the checkpoint was made from; the gpu variant takes over its Q4_0, Q4_1 and Q8_0 blocks.
         calibration: a text to weight the quantisation by; None is the one that ships with edge.
         palette_bits: of the ane variant: 6 (64 values for 16 rows), or 4 (16 values a row), which is smaller and loses more.
+        fitted: folder with the palettes of the ane variant, found before (`edge_convert.recover`); None finds them here.
     """
 
     variant: Variant = "gpu"
@@ -54,6 +55,7 @@ class CoreMLOptions(msgspec.Struct, frozen=True, kw_only=True):
     source_gguf: Path | None = None
     calibration: Path | None = None
     palette_bits: Literal[4, 6] = 6
+    fitted: Path | None = None
 
 
 def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progress: Progress) -> list[Path]:
@@ -98,7 +100,14 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
         model = load_reference(checkpoint)
         golden = source_golden(checkpoint, model, options.context)
         encoder = Encoder(
-            opened, decoder, options.variant, options.source_gguf, options.calibration, options.palette_bits, work
+            opened,
+            decoder,
+            options.variant,
+            options.source_gguf,
+            options.calibration,
+            options.palette_bits,
+            work,
+            options.fitted,
         )
         encoder.prepare(model, lambda share: on_progress("quantising", 0.05 + 0.45 * share))
         del model

@@ -18,12 +18,12 @@ from .calibrate import calibration_tokens, walk_layers
 from .carried import CarriedWeights
 from .decoder import Decoder
 from .grids import BLOCK, int4_blocks, int8_rows, palettes
-from .weights import Blocks, Dense, Weight, to_files
+from .weights import Blocks, Dense, Weight, read_palette, read_vector, to_files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "has_palette", "rows_together"]
 
 SENSITIVE = ("down_proj", "v_proj")
 """Matrices that the ane variant stores in 8 bits: palettes cost them the most quality."""
@@ -44,6 +44,7 @@ class Encoder:
         calibration: a text file; None is the text that ships with edge.
         palette_bits: of the ane variant, 4 or 6.
         folder: for the encoded matrices, until the package is written.
+        fitted: a folder with all palettes of the ane variant, and norms that replace the checkpoint's; None finds palettes.
     """
 
     checkpoint: Checkpoint
@@ -53,6 +54,7 @@ class Encoder:
     calibration: Path | None
     palette_bits: int
     folder: Path
+    fitted: Path | None = None
     _weights: dict[str, Weight] = field(default_factory=dict, init=False)
 
     def prepare(self, model: Any, on_progress: Callable[[float], None]) -> None:
@@ -61,6 +63,8 @@ class Encoder:
             return
         if self.variant == "gpu" and self.source_gguf is not None:
             self._carry(self.source_gguf)
+        if self.fitted is not None:
+            self._take(self.fitted)
         for name in (_EMBEDDING, _HEAD):
             if name not in self._weights and f"{name}.weight" in self.checkpoint.tensors:
                 self._keep(name, int8_rows(self._load(name)))
@@ -78,6 +82,9 @@ class Encoder:
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
         """Return a norm's weights or a bias, float32 [n]; None if the checkpoint does not have it."""
+        trained = None if self.fitted is None else read_vector(self.fitted, name)
+        if trained is not None:
+            return trained
         return self.checkpoint.load_f32(name) if name in self.checkpoint.tensors else None
 
     def summary(self) -> dict[str, int]:
@@ -101,6 +108,15 @@ class Encoder:
             if blocks is not None:
                 self._keep(name, blocks)
 
+    def _take(self, folder: Path) -> None:
+        """Take over palettes as they are; the other matrices of the layers have 8 bits."""
+        for name in self._matrices():
+            palette = read_palette(folder, name)
+            if palette is not None:
+                self._weights[name] = palette
+            elif name not in (_EMBEDDING, _HEAD):
+                self._keep(name, int8_rows(self._load(name)))
+
     def _quantise(self, name: str, weight: NDArray[np.float32], hessian: NDArray[np.float32]) -> Weight:
         if name not in self._weights:
             self._keep(name, self._encode(name, weight, hessian))
@@ -108,14 +124,25 @@ class Encoder:
 
     def _encode(self, name: str, weight: NDArray[np.float32], hessian: NDArray[np.float32]) -> Weight:
         if self.variant == "ane":
-            if name.endswith(SENSITIVE):
+            if not has_palette(name):
                 return int8_rows(weight)
-            # 64 values for each row would take as much space as 8-bit weights do in a narrow model
-            n_together = 1 if self.palette_bits == 4 else math.gcd(len(weight), _ROWS_TOGETHER)
-            return palettes(weight, hessian, self.palette_bits, n_together)
+            return palettes(weight, hessian, self.palette_bits, rows_together(len(weight), self.palette_bits))
         if weight.shape[1] % BLOCK:
             return int8_rows(weight)
         return int4_blocks(weight, hessian)
+
+
+def has_palette(name: str) -> bool:
+    """Return whether the ane variant stores a matrix of a layer as palettes, by its name without ".weight"."""
+    return not name.endswith(SENSITIVE)
+
+
+def rows_together(n_rows: int, bits: int) -> int:
+    """Return the rows of a matrix that share a palette.
+
+    64 values for each row would take as much space as 8-bit weights do in a narrow model.
+    """
+    return 1 if bits == 4 else math.gcd(n_rows, _ROWS_TOGETHER)
 
 
 def _kind(weight: Weight) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from edge.errors import UsageError
 from edge.formats.coreml import Variant
 from edge_convert import estimates
@@ -11,12 +13,14 @@ from edge_convert.coreml import export
 from edge_convert.facts import Facts, Request
 from edge_convert.gguf.imatrix import read_calibration
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
+from edge_convert.recover.palette_steps import describe_palettes, fit_palettes_step, palettes_of, train_palettes_step
+from edge_convert.recover.steps import reading_steps
 
 __all__ = ["make_steps"]
 
 
 def make_steps(facts: Facts, request: Request) -> list[Step]:
-    """Plan the steps from a model to Core ML packages, one per variant.
+    """Plan the steps from a model to Core ML packages, one per variant; before them, those of a recovery.
 
     Raises:
         UsageError: Core ML does not have what the request asks for.
@@ -27,7 +31,16 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
         raise UsageError(
             f"Core ML has no {request.bits}-bit weights here.", "Choose 4 bits, or 16 bits for Core ML: --variants fp16"
         )
-    return [_step(facts, request, variant) for variant in request.coreml_variants]
+    steps = [_step(facts, request, variant) for variant in request.coreml_variants]
+    if request.recovery is None:
+        return steps
+    n_threads, bits = request.gguf.n_threads, request.coreml_palette_bits
+    return [
+        *reading_steps(facts, request.recovery, n_threads),
+        fit_palettes_step(facts, request.recovery, bits, n_threads),
+        train_palettes_step(facts, request.recovery, bits, n_threads),
+        *steps,
+    ]
 
 
 def _step(facts: Facts, request: Request, variant: Variant) -> Step:
@@ -42,13 +55,17 @@ def _step(facts: Facts, request: Request, variant: Variant) -> Step:
     export.check_options(options, facts.model.n_positions)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        export.export_coreml(facts.open(folder_of).folder, folder, options, on_progress)
+        fitted = palettes_of(folder_of) if request.recovery else None
+        chosen = msgspec.structs.replace(options, fitted=fitted)
+        export.export_coreml(facts.open(folder_of).folder, folder, chosen, on_progress)
         recipe = {"variant": variant, "context": str(options.context), "stateful": str(options.stateful)}
         if variant == "ane":
             recipe["palette bits"] = str(options.palette_bits)
         if variant == "gpu" and options.source_gguf:
             recipe["blocks"] = "of the source GGUF, where its types fit"
-        if variant != "fp16":
+        if request.recovery:
+            recipe |= describe_palettes(facts, request.recovery, request.gguf.n_threads, folder, folder_of)
+        elif variant != "fp16":
             recipe["calibration"] = f"the text {digest_of(read_calibration(options.calibration))[:16]}"
         facts.write_manifest(folder, folder_of, "coreml", variant, recipe)
 

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Blocks", "Dense", "Palette", "Weight", "to_files"]
+__all__ = ["Blocks", "Dense", "Palette", "Weight", "read_palette", "read_vector", "save_vector", "to_files"]
 
 
 @dataclass(frozen=True)
@@ -105,3 +105,23 @@ def to_files(weight: Weight, folder: Path, name: str) -> Weight:
             np.save(path, array)
             mapped[field.name] = np.asarray(np.load(path, mmap_mode="r"))
     return replace(weight, **mapped)
+
+
+def read_palette(folder: Path, name: str) -> Palette | None:
+    """Return the palette of a matrix that `to_files` wrote, its arrays mapped files; None if there is none."""
+    indices, lut = folder / f"{name}.indices.npy", folder / f"{name}.lut.npy"
+    if not indices.is_file():
+        return None
+    table = np.asarray(np.load(lut, mmap_mode="r"))
+    return Palette(np.asarray(np.load(indices, mmap_mode="r")), table, table.shape[1].bit_length() - 1)
+
+
+def save_vector(folder: Path, name: str, values: NDArray[np.float32]) -> None:
+    """Write a norm or a bias beside palettes."""
+    np.save(folder / f"{name}.npy", values)
+
+
+def read_vector(folder: Path, name: str) -> NDArray[np.float32] | None:
+    """Return a norm or a bias that `save_vector` wrote; None if there is none."""
+    path = folder / f"{name}.npy"
+    return np.load(path) if path.is_file() else None

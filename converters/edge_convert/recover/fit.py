@@ -1,4 +1,4 @@
-"""Fits the blocks of a GGUF file to the weights, layer by layer, each with the inputs that the fitted layers before it give.
+"""Fits quantised matrices to the weights, layer by layer, each with the inputs that the fitted layers before it give.
 
 The error of a weight counts by the inputs it meets, and an input by how much the prediction depends on what the matrix makes of
 it: the square of the gradient of the log-likelihood of a token that the model itself would have sampled. So the first position
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from edge_convert.checkpoint import Checkpoint
-from edge_convert.recover.gguf_blocks import GRIDS, GgufBlocks
-from edge_convert.recover.grids import Grid, Parts
+from edge_convert.recover.grids import Grid, Parts, Stored
 from edge_convert.smaller.models import head_of, open_model
 from edge_convert.torch_models import layer_calls, layer_output, layers_of
 
-__all__ = ["assign", "fit_blocks", "importance"]
+__all__ = ["assign", "damped", "fit_blocks", "importance", "inverse_factor"]
+
+Assign = Callable[[Any, Any, Grid], tuple[Any, Parts]]
 
 _BATCH = 4
 _DAMPING = 0.02  # of the median square of an input
@@ -29,14 +30,21 @@ _LARGEST = 200.0  # times the mean: the weight of one token
 _FISHER_SHARE = 0.35  # of the time
 
 
-def fit_blocks(blocks: GgufBlocks, checkpoint: Checkpoint, tokens: Any, on_progress: Callable[[float], None]) -> None:
-    """Replace the blocks of a GGUF file, of the types that have a grid.
+def fit_blocks(
+    blocks: Stored,
+    checkpoint: Checkpoint,
+    tokens: Any,
+    on_progress: Callable[[float], None],
+    choose: Assign | None = None,
+) -> None:
+    """Replace the stored matrices that have a grid.
 
     Args:
-        blocks: the file, quantised from the checkpoint.
+        blocks: matrices quantised from the checkpoint, or a place for them.
         checkpoint: the unquantised model.
         tokens: to compute with, int64 [n, window].
         on_progress: called with the share that is done. What it raises stops the work.
+        choose: parts and codes of a matrix from its weights and the moments of its inputs; None is `assign`.
     """
     model = open_model(checkpoint.folder)
     batches = list(tokens.to(model.device).split(_BATCH))
@@ -49,10 +57,12 @@ def fit_blocks(blocks: GgufBlocks, checkpoint: Checkpoint, tokens: Any, on_progr
             linears = {name: module for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
             for stage in (True, False):  # attention first: what comes after it depends on it
                 chosen = {name: module for name, module in linears.items() if ("attn" in name) == stage}
-                moments = _moments(layer, chosen, hidden, arguments, {name: weights[index, name] for name in chosen})
+                stored = {name: f"model.layers.{index}.{name}.weight" for name in chosen}
+                fitted = {name: module for name, module in chosen.items() if blocks.grid(stored[name]) is not None}
+                moments = _moments(layer, fitted, hidden, arguments, {name: weights[index, name] for name in fitted})
                 for name, module in chosen.items():
-                    stored = f"model.layers.{index}.{name}.weight"
-                    module.weight.copy_(_fit(blocks, stored, checkpoint, moments[name]))
+                    found = _fit(blocks, stored[name], checkpoint, moments.get(name), choose or assign)
+                    module.weight.copy_(found.reshape(module.weight.shape))
             hidden = [layer_output(layer(part, **call)) for part, call in zip(hidden, arguments, strict=True)]
             on_progress(_FISHER_SHARE + (1 - _FISHER_SHARE) * (index + 1) / len(layers_of(model)))
 
@@ -127,14 +137,14 @@ def _moments(
     return sums
 
 
-def _fit(blocks: GgufBlocks, name: str, checkpoint: Checkpoint, moments: Any) -> Any:
-    """Fit one matrix, write its blocks, and return its weights as they are stored now."""
-    kind = blocks.kind(name)
-    if kind not in GRIDS:
+def _fit(blocks: Stored, name: str, checkpoint: Checkpoint, moments: Any, choose: Assign) -> Any:
+    """Fit one matrix, write it, and return its weights as they are stored now."""
+    grid = blocks.grid(name)
+    if grid is None:
         return blocks.floats(name)
-    codes, parts = assign(torch.from_numpy(checkpoint.load_f32(name)).to(moments.device), moments, GRIDS[kind])
+    codes, parts = choose(torch.from_numpy(checkpoint.load_f32(name)).to(moments.device), moments, grid)
     blocks.write(name, codes, parts)
-    return GRIDS[kind].values(codes, parts).flatten(1)
+    return grid.values(codes, parts)
 
 
 def assign(weight: Any, moments: Any, grid: Grid) -> tuple[Any, Parts]:
@@ -152,7 +162,7 @@ def assign(weight: Any, moments: Any, grid: Grid) -> tuple[Any, Parts]:
     n_rows, n_groups = len(weight), weight.shape[1] // size
     order = torch.argsort(-moments.diagonal().view(n_groups, size).sum(1))
     columns = (order[:, None] * size + torch.arange(size, device=order.device)).flatten()
-    upper = _inverse_factor(moments[columns][:, columns])
+    upper = inverse_factor(damped(moments[columns][:, columns]))
     left = weight[:, columns].clone()
     codes = torch.empty(n_rows, n_groups, size, device=weight.device)
     found: list[Parts] = []
@@ -173,10 +183,15 @@ def assign(weight: Any, moments: Any, grid: Grid) -> tuple[Any, Parts]:
     return codes[:, back], {name: torch.cat([parts[name] for parts in found], 1)[:, back] for name in found[0]}
 
 
-def _inverse_factor(moments: Any) -> Any:
-    """Return the upper Cholesky factor of the inverse, damped against inputs that hardly vary."""
+def damped(moments: Any) -> Any:
+    """Return moments with a mean square of about one, damped against inputs that hardly vary; float64."""
     scaled = moments.double() / moments.diagonal().mean().double().clamp_min(1e-30)
     damping = _DAMPING * float(scaled.diagonal().median()) + 1e-5
     scaled.diagonal().add_(damping)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(scaled))
+    return scaled
+
+
+def inverse_factor(moments: Any) -> Any:
+    """Return the upper Cholesky factor of the inverse of damped moments, float32."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     return torch.linalg.cholesky(inverse, upper=True).float()

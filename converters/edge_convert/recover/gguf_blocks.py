@@ -53,6 +53,10 @@ class GgufBlocks:
         """Return the type of a tensor, such as "Q4_0"."""
         return self._tensors[self._names[name]].type
 
+    def grid(self, name: str) -> Grid | None:
+        """Return the grid of a tensor; None if its type has none here."""
+        return GRIDS.get(self.kind(name))
+
     def read(self, name: str) -> tuple[Any, Parts]:
         """Return the codes of a matrix, int8 [n_rows, n_groups, 32], and its parts, float32 [n_rows, n_groups, 1]."""
         kind, order = self.kind(name), self._order(name)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Grid", "ListedGrid", "OffsetGrid", "Parts", "ScaledGrid"]
+__all__ = ["Grid", "ListedGrid", "OffsetGrid", "Parts", "ScaledGrid", "Stored"]
 
 Parts = dict[str, Any]
 """The parts of a matrix by name."""
@@ -46,6 +46,25 @@ class Grid(Protocol):
 
     def pull(self, codes: Any, parts: Parts, gradient: Any) -> Parts:
         """Return the gradient by the parts from that by the weights, for codes that stay."""
+
+
+class Stored(Protocol):
+    """Quantised matrices of a model where a target stores them, by their names in the checkpoint."""
+
+    def grid(self, name: str) -> Grid | None:
+        """Return the grid of a matrix; None if it stays as it is."""
+
+    def read(self, name: str) -> tuple[Any, Parts]:
+        """Return the codes and the parts of a matrix that has a grid."""
+
+    def floats(self, name: str) -> Any:
+        """Return a matrix as the target computes with it, float32."""
+
+    def write(self, name: str, codes: Any, parts: Parts) -> None:
+        """Replace a matrix that has a grid."""
+
+    def write_floats(self, name: str, values: Any) -> None:
+        """Replace a norm or a bias."""
 
 
 class ScaledGrid:

@@ -1,4 +1,4 @@
-"""Trains the blocks of a GGUF file towards the unquantised model, and writes them back."""
+"""Trains quantised matrices towards the unquantised model, and writes them back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_convert.checkpoint import Checkpoint
-from edge_convert.recover.gguf_blocks import GRIDS, GgufBlocks
+from edge_convert.recover.grids import Stored
 from edge_convert.recover.masters import GridMasters
 from edge_convert.smaller.corpus import Corpus
 from edge_convert.smaller.distill import distil, trained_weights
@@ -19,7 +19,7 @@ __all__ = ["recover"]
 
 
 def recover(
-    file: Path,
+    blocks: Stored,
     checkpoint: Checkpoint,
     corpus: Corpus,
     hidden: Any,
@@ -28,13 +28,14 @@ def recover(
     folder: Path,
     on_progress: Callable[[str, float], None],
 ) -> Report:
-    """Train the blocks and norms of a GGUF file in place.
+    """Train quantised matrices and norms in place.
 
-    Matrices of types that have no grid here, the embedding and the head stay as they are. If the divergence on the held-out
-    texts did not fall, all does.
+    Matrices that have no grid here, the embedding and the head stay as they are. If the divergence on the held-out texts did
+    not fall, all does.
 
     Args:
-        file: quantised from the checkpoint. Written when the training is over, so a run that is stopped leaves it as it was.
+        blocks: quantised from the checkpoint. Written when the training is over, so a run that is stopped leaves them as they
+            were.
         checkpoint: the teacher.
         corpus, hidden, held_hidden, training, folder, on_progress: see `edge_convert.smaller.distill.distil`.
 
@@ -42,12 +43,11 @@ def recover(
         ModelFileError: the training diverged.
     """
     student = open_model(checkpoint.folder)
-    blocks = GgufBlocks(file, checkpoint)
     grids, parts, codes = {}, {}, {}
     for name, weight in trained_weights(student).items():
-        kind = blocks.kind(_stored(name))
-        if weight.ndim == 2 and kind in GRIDS:
-            grids[name] = GRIDS[kind]
+        grid = blocks.grid(_stored(name)) if weight.ndim == 2 else None
+        if grid is not None:
+            grids[name] = grid
             codes[name], read = blocks.read(_stored(name))
             codes[name] = codes[name].to(weight.device)
             parts[name] = {part: values.to(weight.device) for part, values in read.items()}

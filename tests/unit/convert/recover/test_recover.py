@@ -257,7 +257,7 @@ def test_what_cannot_be_recovered_is_refused(tiny: Path, text_file: Path, tmp_pa
     with pytest.raises(UsageError, match="Q4_K_M cannot be recovered"):
         make_plan(source, tmp_path / "out", request_of(text_file, "Q4_K_M"))
     request = msgspec.structs.replace(request_of(text_file, "Q4_0"), formats=("gguf", "onnx"))
-    with pytest.raises(UsageError, match="Only GGUF files are recovered"):
+    with pytest.raises(UsageError, match="Only GGUF files and Core ML's variant ane are recovered"):
         make_plan(source, tmp_path / "out", request)
 
 
