@@ -34,6 +34,7 @@ __all__ = ["FloatMasters", "Masters", "distil", "measure", "trained_weights"]
 _CLIP = 1.0
 _PROGRESS_TOKENS = 2048
 _LEAST_RATE = 0.02
+_SMALL_KL = 0.2  # changes of a recovery are in the third digit
 _WEIGHTS = "state.safetensors"
 
 
@@ -270,7 +271,8 @@ class _Run:
         speed = state.step * training.batch * training.window / max(state.elapsed_s, 1e-9)
         text = f"step {state.step:,}, {speed:,.0f} tokens/s"
         if state.course:
-            text = f"held-out KL {state.course[-1][1]:.2f} (was {state.course[0][1]:.2f}), {text}"
+            digits = 2 if state.course[0][1] > _SMALL_KL else 4
+            text = f"held-out KL {state.course[-1][1]:.{digits}f} (was {state.course[0][1]:.{digits}f}), {text}"
         return text
 
     def save(self) -> None:
