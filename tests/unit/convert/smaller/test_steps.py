@@ -473,7 +473,9 @@ def test_an_adapter_of_another_model_is_refused(
 
 
 def test_the_recipes_that_come_with_edge_can_be_read() -> None:
-    assert {"smollm2-135m-15-layers", "smollm2-135m-english"} <= set(list_recipes())
+    assert {"smollm2-135m-15-layers", "smollm2-135m-28-layers", "smollm2-135m-english", "smollm2-135m-recovered"} <= set(
+        list_recipes()
+    )
     for name in list_recipes():
         found = find_recipe(name)
         assert found.title
