@@ -21,8 +21,8 @@ from edge.plan.choosing import choose_plan, rank_formats
 from edge.plan.tuning import look_up
 from edge.registry import ENGINES
 from edge_chat.widgets.status import StatusValues
-from edge_cli.completers import complete_backend
 from edge_cli.checks import check_engines
+from edge_cli.completers import complete_backend
 from edge_cli.devices import device_rows
 from edge_cli.settings_check import check_setting
 from tests.standins.toy import ROW, ToyBackend
