@@ -53,7 +53,7 @@ _KEPT = ("keep_layers", "keep_ffn", "keep_vocab")
         "edge convert smollm2-135m --keep-vocab 16384 --quant Q4_1 --out english",
         "edge convert smollm2-135m --frontier --minutes 60 --out students",
         "edge convert smollm2-135m --frontier --at-least speed=1.3 --out students",
-        "edge convert smollm2-135m --recipe smollm2-135m-15-layers --out student",
+        "edge convert smollm2-135m --recipe smollm2-135m-28-layers --out student",
         "edge convert smollm2-135m --quant Q4_0 --recover-minutes 20",
         "edge convert smollm2-135m --to coreml --variants ane --recover-minutes 20",
         "edge convert hf:Qwen/Qwen3-0.6B --lora my-adapter",
