@@ -126,15 +126,6 @@ def test_gradients_of_the_values_are_those_of_autograd(grid: PaletteGrid) -> Non
 # -- a conversion
 
 
-@pytest.fixture(scope="module")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = ["the", "a", "of", "edge", "model", "reads", "writes", "small", "large", "device", "token", "layer", "learns"]
-    chance = np.random.default_rng(1)
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n\n\n".join(" ".join(chance.choice(words, 60)) for _ in range(40)), encoding="utf-8")
-    return path
-
-
 def request_of(text_file: Path, bits: Any = 4, **training: Any) -> Request:
     text = Text(name="words", tokens=2_000, held_out_tokens=512, source=Source(file=str(text_file)))
     how = {"steps": 4, "window": 64, "batch": 8, "lr": 0.01} | training

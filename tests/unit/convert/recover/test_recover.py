@@ -147,15 +147,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("teacher") / "tiny", "llama")
 
 
-@pytest.fixture(scope="module")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = ["the", "a", "of", "edge", "model", "reads", "writes", "small", "large", "device", "token", "layer", "learns"]
-    chance = np.random.default_rng(1)
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n\n\n".join(" ".join(chance.choice(words, 60)) for _ in range(60)), encoding="utf-8")
-    return path
-
-
 def request_of(text_file: Path, kind: str, **training: Any) -> Request:
     text = Text(name="words", tokens=3_000, held_out_tokens=512, source=Source(file=str(text_file)))
     how = {"steps": 30, "window": 64, "batch": 8, "lr": 0.01} | training
