@@ -17,7 +17,7 @@ from edge import files
 from edge.errors import EdgeError, ModelFileError
 from edge.units import type_words
 
-__all__ = ["check_tokenizer_files", "library_reads", "load_tokenizer", "named_ends", "remove_rowless"]
+__all__ = ["check_tokenizer_files", "library_reads", "load_tokenizer", "named_ends", "remove_rowless", "without_rowless"]
 
 _MAX_BYTES = 256 << 20  # tokenizer.json of a large vocabulary has 35 MB
 _MAX_WORDS = 300
@@ -138,11 +138,10 @@ def remove_rowless(folder: Path, n_vocab: int) -> None:
     """
     path = folder / "tokenizer.json"
     content = files.read_json(path, dict[str, Any], _MAX_BYTES)
-    added = content.get("added_tokens") or []
-    kept = [entry for entry in added if entry["id"] < n_vocab]
-    if len(kept) == len(added):
+    kept = without_rowless(content, n_vocab)
+    if kept is content:
         return
-    path.write_text(json.dumps({**content, "added_tokens": kept}, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
     path = folder / "tokenizer_config.json"
     if path.is_file():
         config = files.read_json(path, dict[str, Any], _MAX_BYTES)
@@ -155,6 +154,13 @@ def remove_rowless(folder: Path, n_vocab: int) -> None:
     if path.is_file():
         ids = files.read_json(path, dict[str, int], _MAX_BYTES)
         path.write_text(json.dumps({text: index for text, index in ids.items() if index < n_vocab}), encoding="utf-8")
+
+
+def without_rowless(content: dict[str, Any], n_vocab: int) -> dict[str, Any]:
+    """Return the content of a tokenizer.json without the added tokens that the embedding has no row for."""
+    added = content.get("added_tokens") or []
+    kept = [entry for entry in added if entry["id"] < n_vocab]
+    return content if len(kept) == len(added) else {**content, "added_tokens": kept}
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,8 +14,8 @@ from edge_convert.coreml import export
 from edge_convert.facts import Facts, Request
 from edge_convert.gguf.imatrix import read_calibration
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
-from edge_convert.recover.palette_steps import describe_palettes, fit_palettes_step, palettes_of, train_palettes_step
-from edge_convert.recover.steps import reading_steps
+from edge_convert.recover.steps import describe_recovery, reading_steps, recovery_steps
+from edge_convert.recover.targets import REPORT, palettes_target
 
 __all__ = ["make_steps"]
 
@@ -34,13 +35,9 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
     steps = [_step(facts, request, variant) for variant in request.coreml_variants]
     if request.recovery is None:
         return steps
-    n_threads, bits = request.gguf.n_threads, request.coreml_palette_bits
-    return [
-        *reading_steps(facts, request.recovery, n_threads),
-        fit_palettes_step(facts, request.recovery, bits, n_threads),
-        train_palettes_step(facts, request.recovery, bits, n_threads),
-        *steps,
-    ]
+    n_threads, target = request.gguf.n_threads, palettes_target(facts, request.coreml_palette_bits)
+    before = [*reading_steps(facts, request.recovery, n_threads), *recovery_steps(facts, request.recovery, target, n_threads)]
+    return before + steps
 
 
 def _step(facts: Facts, request: Request, variant: Variant) -> Step:
@@ -55,7 +52,8 @@ def _step(facts: Facts, request: Request, variant: Variant) -> Step:
     export.check_options(options, facts.model.n_positions)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        fitted = palettes_of(folder_of) if request.recovery else None
+        palettes = palettes_target(facts, options.palette_bits)
+        fitted = folder_of(palettes.trained) / palettes.path if request.recovery else None
         chosen = msgspec.structs.replace(options, fitted=fitted)
         export.export_coreml(facts.open(folder_of).folder, folder, chosen, on_progress)
         recipe = {"variant": variant, "context": str(options.context), "stateful": str(options.stateful)}
@@ -64,7 +62,9 @@ def _step(facts: Facts, request: Request, variant: Variant) -> Step:
         if variant == "gpu" and options.source_gguf:
             recipe["blocks"] = "of the source GGUF, where its types fit"
         if request.recovery:
-            recipe |= describe_palettes(facts, request.recovery, request.gguf.n_threads, folder, folder_of)
+            trained = folder_of(palettes.trained)
+            shutil.copyfile(trained / REPORT, folder / REPORT)
+            recipe |= describe_recovery(facts, request.recovery, trained, folder_of, request.gguf.n_threads)
         elif variant != "fp16":
             recipe["calibration"] = f"the text {digest_of(read_calibration(options.calibration))[:16]}"
         facts.write_manifest(folder, folder_of, "coreml", variant, recipe)

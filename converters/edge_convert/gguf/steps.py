@@ -21,7 +21,8 @@ from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, des
 from edge_convert.gguf.shards import split_into_shards
 from edge_convert.gguf.vocabulary import check_kind
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
-from edge_convert.recover.steps import fit_step, reading_steps, recovery_step
+from edge_convert.recover.steps import reading_steps, recovery_steps
+from edge_convert.recover.targets import gguf_target
 
 __all__ = ["make_steps", "read_step", "tokenizer_step"]
 
@@ -68,8 +69,8 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
     steps += reading_steps(facts, request.recovery, options.n_threads)
     for name in rest:
         plain = _quantise_step(facts, wanted, name, is_plain=True)
-        fitted = fit_step(facts, request.recovery, name, plain.name, options.n_threads)
-        steps += [plain, fitted, recovery_step(facts, request.recovery, name, plain.name, fitted.name, options.n_threads)]
+        target = gguf_target(facts, name, plain.name)
+        steps += [plain, *recovery_steps(facts, request.recovery, target, options.n_threads)]
     return steps
 
 

@@ -1,7 +1,7 @@
 """Recovery: quantised weights learn to predict what the unquantised model does, on the grid that they are stored on.
 
-steps.py          recovery as steps of a conversion, of GGUF files
-palette_steps.py  the same of Core ML's palettes
+steps.py          recovery as steps of a conversion
+targets.py        what is recovered: the blocks of a GGUF file, or Core ML's palettes
 fit.py            fits matrices layer by layer, with error feedback
 train.py          trains quantised matrices and norms
 gguf_blocks.py    the blocks of a GGUF as codes and parts of a grid, read and written in place

@@ -1,4 +1,4 @@
-"""Recovery as steps of a conversion: what is read once, and the fitting and training of each quantised GGUF."""
+"""Recovery as steps of a conversion: what is read once, and the fitting and training of each target."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ import msgspec
 from edge.errors import UsageError
 from edge_convert import estimates
 from edge_convert.facts import Facts, Request
-from edge_convert.manifest import Manifest
 from edge_convert.pipeline import FolderOf, Step, StepProgress
+from edge_convert.recover.targets import REPORT, Target
 from edge_convert.smaller.recipe import Recipe, Training
 from edge_convert.smaller.records import Report
 from edge_convert.smaller.steps import describe_texts, flops_per_s, hidden_step, text_steps, training_seconds, with_threads
 
 __all__ = [
-    "HIDDEN",
     "RECOVERED",
-    "REPORT",
     "check_recoverable",
     "describe_recovery",
-    "fit_seconds",
-    "fit_step",
     "fit_tokens",
     "reading_steps",
-    "recovery_step",
+    "recovery_steps",
 ]
 
 RECOVERED = ("Q4_0", "Q4_1", "IQ4_NL")
@@ -34,10 +30,9 @@ RECOVERED = ("Q4_0", "Q4_1", "IQ4_NL")
 
 _LEAST_FIT_TOKENS, _MOST_FIT_TOKENS = 16_384, 65_536
 _FIT_FLOPS = 18  # for each weight and token
-HIDDEN, REPORT = "recover-hidden", "recovery.json"
-"""The step with the teacher's states, and the file that says how a recovery went."""
-
-_FILE = "trained.gguf"
+_HIDDEN = "recover-hidden"
+"""The step with the teacher's states."""
+_PART = "trained.part"
 
 
 def check_recoverable(facts: Facts, request: Request) -> None:
@@ -84,12 +79,7 @@ def _check_variants(request: Request) -> None:
 def reading_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
     """Plan the steps before a recovery: texts, unless the model was made smaller with them, and the teacher's states."""
     texts = [] if recipe.is_trained else text_steps(facts, recipe, n_threads)
-    return [*texts, hidden_step(facts, recipe, n_threads, HIDDEN)]
-
-
-def fit_seconds(facts: Facts, n_tokens: int, n_threads: int, more_flops: float = 0.0) -> float:
-    """Estimate fitting; `more_flops` are those beside moments, gradients and error feedback."""
-    return 10 + (_FIT_FLOPS * n_tokens * facts.n_params + more_flops) / flops_per_s(n_threads)
+    return [*texts, hidden_step(facts, recipe, n_threads, _HIDDEN)]
 
 
 def fit_tokens(facts: Facts, training: Training, n_threads: int) -> int:
@@ -103,108 +93,91 @@ def fit_tokens(facts: Facts, training: Training, n_threads: int) -> int:
     return max(_LEAST_FIT_TOKENS, min(int(affordable) // 4096 * 4096, _MOST_FIT_TOKENS))
 
 
-def fit_step(facts: Facts, recipe: Recipe, name: str, plain: str, n_threads: int) -> Step:
-    """Plan the step that fits the blocks of a quantised GGUF once more, before they are trained.
+def recovery_steps(facts: Facts, recipe: Recipe, target: Target, n_threads: int) -> list[Step]:
+    """Plan the two steps of a recovery.
 
     Args:
         facts: of the unquantised model.
         recipe: with a recovery.
-        name: of the quantisation.
-        plain: step whose folder has the quantised file.
+        target: to recover.
         n_threads: to compute with.
     """
+    return [_fit_step(facts, recipe, target, n_threads), _train_step(facts, recipe, target, n_threads)]
+
+
+def _fit_step(facts: Facts, recipe: Recipe, target: Target, n_threads: int) -> Step:
+    """Plan the step that fits what is quantised to the model, before it is trained."""
     assert recipe.recovery is not None
     n_tokens = fit_tokens(facts, recipe.recovery, n_threads)
-    file_name = f"{facts.name}-{name}.gguf"
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         from edge_convert.recover.fit import fit_blocks
-        from edge_convert.recover.gguf_blocks import GgufBlocks
         from edge_convert.smaller.choose_layers import sample_windows
         from edge_convert.smaller.corpus import load_corpus
 
-        file, checkpoint = folder / file_name, facts.open(folder_of)
-        shutil.copyfile(folder_of(plain) / file_name, file)
+        path, checkpoint = folder / target.path, facts.open(folder_of)
+        target.begin(path, folder_of)
         tokens = sample_windows(load_corpus(folder_of("text")).tokens, n_tokens)
-        fit_blocks(GgufBlocks(file, checkpoint), checkpoint, tokens, lambda share: on_progress("", share))
+        choose = target.assign() if target.assign else None
+        fit_blocks(target.stored(path, checkpoint), checkpoint, tokens, lambda share: on_progress("", share), choose)
 
     return Step(
-        name=f"fitted-{name}",
-        title=f"Fit the blocks of {name} to the model, layer by layer",
+        name=target.fitted,
+        title=f"Fit {target.name} to the model, layer by layer",
         work=with_threads(work, n_threads),
-        seconds=fit_seconds(facts, n_tokens, n_threads),
+        seconds=10 + (_FIT_FLOPS * n_tokens * facts.n_params + target.more_flops) / flops_per_s(n_threads),
         disk_bytes=facts.n_params,
         memory_bytes=estimates.fit_blocks(facts, n_tokens),
         is_heavy=True,
     )
 
 
-def recovery_step(facts: Facts, recipe: Recipe, name: str, plain: str, fitted: str, n_threads: int) -> Step:
-    """Plan the step that recovers a quantised GGUF.
-
-    Args:
-        facts: of the unquantised model.
-        recipe: with texts.
-        name: of the quantisation.
-        plain: step whose folder has the file as llama.cpp quantised it.
-        fitted: step whose folder has the file to begin with.
-        n_threads: to train with.
-    """
+def _train_step(facts: Facts, recipe: Recipe, target: Target, n_threads: int) -> Step:
+    """Plan the step that trains what was fitted."""
     training = recipe.recovery
     assert training is not None
-    file_name = f"{facts.name}-{name}.gguf"
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        from edge_convert.recover.gguf_blocks import GgufBlocks
         from edge_convert.recover.train import recover
         from edge_convert.smaller.corpus import load_corpus
         from edge_convert.smaller.teacher import open_states
 
-        corpus = load_corpus(folder_of("text"))
-        hidden, held_hidden = open_states(folder_of(HIDDEN), corpus.held_out)
-        # Under another name until it is whole: a run that is killed while it writes begins with the fitted file again.
-        trained = folder / _FILE
-        shutil.copyfile(folder_of(fitted) / file_name, trained)
-        checkpoint = facts.open(folder_of)
-        report = recover(
-            GgufBlocks(trained, checkpoint),
-            checkpoint,
-            corpus,
-            hidden,
-            held_hidden,
-            training,
-            folder,
-            on_progress,
-        )
-        trained.rename(folder / file_name)
+        corpus, checkpoint = load_corpus(folder_of("text")), facts.open(folder_of)
+        hidden, held_hidden = open_states(folder_of(_HIDDEN), corpus.held_out)
+        # Under another name until it is whole: a run that is killed while it writes begins with what was fitted again.
+        part = folder / _PART
+        fitted = folder_of(target.fitted) / target.path
+        shutil.copytree(fitted, part, dirs_exist_ok=True) if fitted.is_dir() else shutil.copyfile(fitted, part)
+        stored = target.stored(part, checkpoint)
+        report = recover(stored, checkpoint, corpus, hidden, held_hidden, training, folder, on_progress)
+        part.rename(folder / target.path)
         (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-        quantised = msgspec.json.decode((folder_of(plain) / "manifest.json").read_bytes(), type=Manifest)
-        n_fitted = fit_tokens(facts, training, n_threads)
-        lines = {**quantised.recipe, **describe_recovery(report, recipe, folder_of, n_fitted)}
-        facts.write_manifest(folder, folder_of, "gguf", name, lines)
+        if target.finish:
+            target.finish(folder, folder_of, describe_recovery(facts, recipe, folder, folder_of, n_threads))
 
-    trained = facts.n_layers * facts.layer_params
+    n_trained = facts.n_layers * facts.layer_params
     length = f"for {training.minutes:g} min" if training.minutes else f"in {training.steps:,} steps"
     return Step(
-        name=f"gguf-{name}",
-        title=f"Recover {name} {length}",
+        name=target.trained,
+        title=f"Recover {target.name} {length}",
         work=with_threads(work, n_threads),
-        artifact=True,
-        seconds=training_seconds(training, trained, facts.n_vocab * facts.width, n_threads),
-        disk_bytes=2 * facts.n_params + 24 * trained,
+        artifact=target.finish is not None,
+        seconds=training_seconds(training, n_trained, facts.n_vocab * facts.width, n_threads),
+        disk_bytes=2 * facts.n_params + 24 * n_trained,
         memory_bytes=estimates.recover(facts, recipe),
         is_heavy=True,
         resumes=True,
     )
 
 
-def describe_recovery(report: Report, recipe: Recipe, folder_of: FolderOf, n_fitted: int) -> dict[str, str]:
-    """Return the lines of a manifest that say how a recovery went."""
+def describe_recovery(facts: Facts, recipe: Recipe, trained: Path, folder_of: FolderOf, n_threads: int) -> dict[str, str]:
+    """Return the lines of a manifest that say how a recovery went; `trained` is the folder of what was trained."""
     training = recipe.recovery
     assert training is not None
-    kept = "" if report.is_nearer else "; so the fitted blocks were kept as they were before the training"
+    report = msgspec.json.decode((trained / REPORT).read_bytes(), type=Report)
+    kept = "" if report.is_nearer else "; so the fitted weights were kept as they were before the training"
     return {
-        "blocks fitted": f"with error feedback, on at most {n_fitted:,} tokens",
+        "fitted": f"with error feedback, on at most {fit_tokens(facts, training, n_threads):,} tokens",
         "recovered": f"{report.steps} steps, {report.tokens} tokens, {report.seconds:.0f} s; {training.batch} windows of "
         f"{training.window}, learning rate {training.lr:g} steps of the grid, seed {training.seed}",
         "recovered on": describe_texts(folder_of),

@@ -69,6 +69,7 @@ def vocabulary_step(facts: Facts, recipe: Recipe) -> Step:
 
         from edge_convert.smaller.models import keep_tokens, open_model, save_model
         from edge_convert.smaller.vocabulary import check_spelling, choose_tokens, count_tokens, named_tokens
+        from edge_convert.tokenizer_files import without_rowless
 
         source = facts.open(folder_of)
         if recipe.begin:
@@ -77,10 +78,7 @@ def vocabulary_step(facts: Facts, recipe: Recipe) -> Step:
         else:
             counts = count_tokens(_documents(source.folder, recipe, folder_of), facts.n_vocab)
             on_progress("choosing tokens", 0.3)
-            content = checkpoint.read_json(source.folder / "tokenizer.json")
-            # An added token without a row in the embedding cannot stay.
-            rows = [entry for entry in content.get("added_tokens") or [] if entry["id"] < facts.n_vocab]
-            content = {**content, "added_tokens": rows}
+            content = without_rowless(checkpoint.read_json(source.folder / "tokenizer.json"), facts.n_vocab)
             named = named_tokens(source.folder, content, facts.name)
             kept = choose_tokens(content, counts, recipe.keep_vocab, facts.name, named)
         model = keep_tokens(open_model(source.folder, "float32" if facts.is_wide else "bfloat16"), kept)

@@ -202,7 +202,7 @@ def test_the_package_computes_with_what_was_trained(
     assert np.sqrt((difference**2).mean()) < 0.005 * expected.std()
     assert info_of(package).encodings == encoder.summary()
     recipe = read_manifest(made / "manifest.json").recipe
-    assert recipe["palettes fitted"].startswith("with error feedback")
+    assert recipe["fitted"].startswith("with error feedback")
     assert recipe["recovered"].startswith("4 steps, 2048 tokens")
     assert "calibration" not in recipe
 
