@@ -153,6 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("EDGE_TEST_MODEL"), help="a GGUF, or a name of the catalogue")
     parser.add_argument("--draft", help="a smaller model that guesses, where nothing repeats")
+    parser.add_argument("--backend", help="engine to run both on, such as openvino [the plan's choice]")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--work", choices=workloads(), action="append", help="only this kind")
     parser.add_argument("--rounds", type=int, default=3)
@@ -167,7 +168,8 @@ def main() -> int:
     from edge.config import load_settings
     from edge.engine.drafting import Planner
 
-    settings = load_settings({"context": options.context, "threads": options.threads, "engine.draft": options.draft})
+    asked = {"context": options.context, "threads": options.threads, "backend": options.backend}
+    settings = load_settings({**asked, "engine.draft": options.draft})
     plan = edge.plan_model(options.model, settings=settings)
     engines = {False: Engine(plan, None), True: Engine(plan, Planner(dict(plan.pass_costs)), plan.draft)}
     kinds = {name: questions for name, questions in workloads().items() if not options.work or name in options.work}
