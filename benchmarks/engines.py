@@ -9,6 +9,7 @@
   edge, onnx            edge's backend on an ONNX folder
   onnxruntime-genai     its generator on the same folder
   edge, openvino        edge's backend on a GGUF given with --openvino
+  edge, openvino, bf16  the same with keys and values as bf16, where the CPU has AMX
   openvino-genai        its LLMPipeline; give the Python of an environment that has it (pip install openvino-genai)
   openvino-genai, f32   the same without bfloat16 and with its KV cache in 16 bits, as the others compute
 
@@ -59,7 +60,7 @@ def prompt_of(n_vocab: int, n_prompt: int, seed: int) -> list[int]:
     return [3 + (7919 * (index + 131 * seed)) % (n_vocab - 3) for index in range(n_prompt)]
 
 
-def edge_plan(case: Case, backend: str) -> Any:
+def edge_plan(case: Case, backend: str, kv_type: str | None = None) -> Any:
     from edge.config import load_settings
     from edge.device import probe
     from edge.formats.artifact import open_artifact
@@ -68,7 +69,15 @@ def edge_plan(case: Case, backend: str) -> Any:
     from edge.registry import ENGINES
 
     device = probe()
-    request = PlanRequest(backend=backend, require="cpu", context=case.n_tokens, threads=case.n_threads, n_seq=1)
+    request = PlanRequest(
+        backend=backend,
+        require="cpu",
+        context=case.n_tokens,
+        threads=case.n_threads,
+        n_seq=1,
+        kv_type_k=kv_type,
+        kv_type_v=kv_type,
+    )
     safety = safety_here(device, ENGINES.values(), load_settings().paths.cache_dir)
     return make_plan(device, open_artifact(case.path), request, safety=safety)
 
@@ -77,11 +86,12 @@ class Edge:
     """Any backend of edge."""
 
     backend_name = ""
+    kv_type: str | None = None
 
     def __init__(self, case: Case) -> None:
         from edge.backends import open_backend
 
-        self.plan = edge_plan(case, self.backend_name)
+        self.plan = edge_plan(case, self.backend_name, self.kv_type)
         self.backend = open_backend(self.plan)
 
     def run(self, n_prompt: int, n_decode: int, seed: int) -> Times:
@@ -101,6 +111,10 @@ class EdgeOnnx(Edge):
 
 class EdgeOpenVino(Edge):
     backend_name = "openvino"
+
+
+class EdgeOpenVinoBfloat16(EdgeOpenVino):
+    kv_type = "bf16"
 
 
 class LlamaCpp:
@@ -229,6 +243,7 @@ ENGINES = {
     "llama.cpp": LlamaCpp,
     "edge, onnx": EdgeOnnx,
     "edge, openvino": EdgeOpenVino,
+    "edge, openvino, bf16": EdgeOpenVinoBfloat16,
     "onnxruntime-genai": OnnxGenai,
     "openvino-genai": OpenVino,
     "openvino-genai, f32": OpenVinoExact,
@@ -291,6 +306,8 @@ class Worker:
 
 
 def cases(given: argparse.Namespace, n_threads: int) -> Iterator[Case]:
+    from edge.device import probe
+
     n_tokens = max(1024, given.prompt + given.decode + 1)
     for path in given.gguf:
         yield Case("edge, llamacpp", path, n_threads, n_tokens, wraps="llama.cpp")
@@ -300,7 +317,9 @@ def cases(given: argparse.Namespace, n_threads: int) -> Iterator[Case]:
         yield Case("onnxruntime-genai", path, n_threads, n_tokens)
     for path in given.openvino:
         if path.endswith(".gguf"):
-            yield Case("edge, openvino", path, n_threads, n_tokens, wraps="openvino-genai")
+            yield Case("edge, openvino", path, n_threads, n_tokens, wraps="openvino-genai, f32")
+            if "amx_bf16" in probe().cpu.features:
+                yield Case("edge, openvino, bf16", path, n_threads, n_tokens, wraps="openvino-genai")
         for engine in ("openvino-genai", "openvino-genai, f32"):
             yield Case(engine, path, n_threads, n_tokens, python=given.openvino_python)
 

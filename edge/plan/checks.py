@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edge.errors import UsageError
 from edge.plan.memory import KV_BLOCKS
+from edge.registry import ENGINES
 
 if TYPE_CHECKING:
     from edge.device.profile import Cpu
@@ -45,6 +46,11 @@ def check_request(request: PlanRequest, cpu: Cpu) -> None:
         raise UsageError(
             f"Values stored as {request.kv_type_v} need flash attention, which was to be off.",
             "Use --kv-type f16, or leave flash attention on.",
+        )
+    if "bf16" in (request.kv_type_k, request.kv_type_v) and "amx_bf16" not in cpu.features:
+        raise UsageError(
+            "Keys and values as bf16 need a CPU with AMX, since all is computed in bfloat16 then, which is slow without it.",
+            "Use --kv-type f16.",
         )
 
 
@@ -90,7 +96,14 @@ def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow) -> 
         if name not in KV_BLOCKS:
             raise UsageError(f"There is no KV type {name!r}.", f"Use one of: {', '.join(KV_BLOCKS)}.")
         if row.kv_types and name not in row.kv_types:
-            raise UsageError(f"{row.title} cannot store a KV cache as {name}.", f"Use one of: {', '.join(row.kv_types)}.")
+            others = [
+                f"--backend {other}"
+                for other, its in ENGINES.items()
+                if name in its.kv_types and artifact.format in its.formats
+            ]
+            raise UsageError(
+                f"{row.title} cannot store a KV cache as {name}.", f"Use one of: {', '.join((*row.kv_types, *others))}."
+            )
         if width % KV_BLOCKS[name][0]:
             raise UsageError(
                 f"{artifact.name} cannot store its KV cache as {name}: its heads are {width} numbers wide, and {name} "

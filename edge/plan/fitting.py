@@ -153,7 +153,8 @@ class Fitting:
         if facts.kv_type is not None or facts.head_dim_k <= 0:
             return ()
         widths = (facts.head_dim_k, facts.head_dim_v)
-        return tuple(name for name in self.kv_types[1:] if not any(width % KV_BLOCKS[name][0] for width in widths))
+        smaller = [name for name in self.kv_types[1:] if KV_BLOCKS[name] != KV_BLOCKS[self.kv_types[0]]]
+        return tuple(name for name in smaller if not any(width % KV_BLOCKS[name][0] for width in widths))
 
     def smallest(self, target: Target) -> Layout:
         """Return the settings that take the least memory, with the layers on the accelerator that were asked for."""

@@ -31,7 +31,7 @@ __all__ = [
     "memory_model",
 ]
 
-KV_BLOCKS = {"f16": (1, 2), "q8_0": (32, 34), "u8": (32, 40), "q4_0": (32, 18)}
+KV_BLOCKS = {"f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "u8": (32, 40), "q4_0": (32, 18)}
 """Type of keys and values that the engine can choose -> numbers in a block, bytes of a block."""
 
 KV_PAD = 256

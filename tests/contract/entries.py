@@ -14,6 +14,7 @@ import pytest
 from edge.backends.base import Backend, open_backend
 from edge.backends.fake import FakeBackend
 from edge.backends.paired import PairedBackend, pair_with
+from edge.device import probe
 from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import MemoryEstimate, Plan
 from edge.plan.receipt import PrefillPlan
@@ -110,6 +111,7 @@ _OPENVINO = {
     "openvino-qwen2": "qwen2",
     "openvino-qwen3": "qwen3",
     "openvino-phi3": "phi3",
+    "openvino-bfloat16": "Q4_1",
 }
 """Entry -> its tiny model, see architectures.py."""
 
@@ -119,11 +121,13 @@ def open_openvino(request: pytest.FixtureRequest, kind: str) -> Bench:
     from edge.backends.openvino.backend import OpenVINOBackend
 
     tiny = _OPENVINO.get(kind)
+    if kind == "openvino-bfloat16" and "amx_bf16" not in probe().cpu.features:
+        pytest.skip("needs a CPU with AMX")
     path = request.getfixturevalue("tiny_architecture")(tiny) if tiny else request.getfixturevalue("model_path")
-    kv_type = "u8" if tiny == "gemma3" else "f32"
+    kv_type = "u8" if tiny == "gemma3" else "f32" if kind != "openvino-bfloat16" else "bf16"
     plan = make_plan(path, backend="openvino", kv_type_k=kv_type, kv_type_v=kv_type)
     # Inputs of a product with int4 weights are rounded to 8 bits.
-    tolerance = {"f32": 0.05, "u8": 0.3}[kv_type] if tiny else 1.0
+    tolerance = {"f32": 0.05, "u8": 0.3, "bf16": 0.3}[kv_type] if tiny else 1.0
     with pytest.MonkeyPatch.context() as patch:
         if kind == "openvino-stateful":
             patch.delattr("openvino._offline_transformations.paged_attention_transformation")
@@ -181,7 +185,7 @@ ENTRIES = [
     Entry("openvino-tiny", "openvino", open_openvino),
     Entry("openvino-stateful", "openvino", open_openvino),  # a version without paged attention
     Entry("openvino-gemma3", "openvino", open_openvino),  # windows, and keys and values in 8 bits
-    *(Entry(f"openvino-{kind}", "openvino", open_openvino) for kind in ("mistral", "qwen2", "qwen3", "phi3")),
+    *(Entry(f"openvino-{kind}", "openvino", open_openvino) for kind in ("mistral", "qwen2", "qwen3", "phi3", "bfloat16")),
     Entry("paired", "llamacpp", open_paired),
     Entry("paired-reverse", "openvino", open_paired),
     Entry("coreml", "coreml", open_coreml_package),

@@ -15,6 +15,7 @@ import pytest
 
 from edge.backends.base import Backend, open_backend
 from edge.backends.openvino import library
+from edge.device import probe
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, UnsupportedError, UsageError
 from edge.formats.artifact import open_artifact
 from edge.plan.memory import memory_model
@@ -27,6 +28,7 @@ PLAIN = (
     "phi3 partial", "gemma3", "gemma3 scaled", "smollm3", "granite", "olmo2",
 )  # fmt: skip
 KINDS = (*PLAIN, "Q4_0", "Q4_1", "Q8_0", "mixed")
+HAS_AMX = pytest.mark.skipif("amx_bf16" not in probe().cpu.features, reason="needs a CPU with AMX")
 PARTS = {  # of the compiled model: paged attention, rotations, norms, products with weights
     "llama": (2, 4, 5, 9), "llama yarn": (2, 4, 5, 9), "qwen2": (2, 4, 5, 9), "qwen3": (2, 4, 9, 9), "phi3": (2, 4, 5, 9),
     "phi3 partial": (2, 4, 5, 9), "gemma3": (6, 12, 37, 25), "Q4_1": (2, 4, 5, 9), "smollm3": (4, 6, 9, 17),
@@ -74,6 +76,23 @@ def test_logits_are_those_of_llama_cpp(plan_of: Callable[..., Any], kind: str) -
     assert error < most, error
     assert np.sqrt(((at_once - expected[-1]) ** 2).mean()) / spread < most
     assert (whole.argmax(1) == expected.argmax(1)).mean() > 0.9
+
+
+@HAS_AMX
+@pytest.mark.parametrize("kind", ["llama", "Q4_0", "Q4_1", "mixed"])
+def test_in_bfloat16_logits_are_those_of_llama_cpp(plan_of: Callable[..., Any], kind: str) -> None:
+    tokens = [int(token) for token in np.random.default_rng(1).integers(20, 256, 80)]
+    with open_backend(plan_of(kind, flash_attention=False)) as reference:
+        expected = logits(reference, tokens)
+    with open_backend(plan_of(kind, backend="openvino", kv_type_k="bf16", kv_type_v="bf16")) as backend:
+        found = logits(backend, tokens)
+        blocks = [backend.export_kv(0, start, end) for start, end in ((0, 33), (33, 80))]
+        for block in blocks:
+            backend.import_kv(1, block)
+        assert [backend.export_kv(1, start, end) for start, end in ((0, 33), (33, 80))] == blocks
+        assert backend.neutral is None, "no other engine reads these"
+    assert np.sqrt(((found - expected) ** 2).mean()) / expected.std() < 0.08  # as above
+    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.9
 
 
 @pytest.mark.parametrize("kind", PARTS)

@@ -324,7 +324,10 @@ class _Builder:
         whole = op.convert(self._constant(weights.values, weights.bits), "f16")
         if weights.zeros is not None:
             zeros = np.full(weights.scales.shape, weights.zeros, np.uint8) if isinstance(weights.zeros, int) else weights.zeros
-            whole = op.subtract(whole, op.convert(self._constant(zeros, weights.bits), "f16"))
+            is_whole = zeros.dtype == np.uint8
+            whole = op.subtract(
+                whole, op.convert(self._constant(zeros, weights.bits), "f16") if is_whole else op.constant(zeros)
+            )
         whole = op.multiply(whole, op.constant(weights.scales))
         return op.reshape(whole, op.constant(np.array(weights.shape)), False)
 

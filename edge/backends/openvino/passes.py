@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KV_TYPES", "Passes", "Piece", "open_passes"]
 
-KV_TYPES = ("f16", "f32", "u8")
+KV_TYPES = ("f16", "bf16", "f32", "u8")
 _KV_GROUP = 32  # numbers of a key or value in 8 bits that share a scale and a zero point
 _TRIED = 48  # tokens; more than one block
 
@@ -55,7 +55,8 @@ def open_passes(ov: Any, header: GGUFHeader, plan: Plan, cache_dir: Path | None 
             f"It knows {', '.join(KV_TYPES)}, the same for both: --kv-type f16",
         )
     path = plan.artifact.path
-    shape, tensors = read_shape(header, path, plan.n_ctx), Tensors(path, header)
+    shape = read_shape(header, path, plan.n_ctx)
+    tensors = Tensors(path, header, in_bfloat16=plan.kv_type_k == "bf16")
     if plan.accelerator != "cpu":
         device = find_device(ov, plan.accelerator)
         properties = {"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": plan.kv_type_k}
@@ -175,14 +176,16 @@ class Passes:
 
 
 def _properties(plan: Plan) -> dict[str, Any]:
+    # Attention on keys and values in bfloat16 is computed in it, and then the plug-in computes everything in it.
+    in_bfloat16 = plan.kv_type_k == "bf16"
     # Each position has scales of its own. Keys would be scaled by channel, so that no position of a block could move alone.
     by_token = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN", "KEY_CACHE_GROUP_SIZE": _KV_GROUP, "VALUE_CACHE_GROUP_SIZE": _KV_GROUP}
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": plan.n_threads,
-        "INFERENCE_PRECISION_HINT": "f32",  # bfloat16, the default where the CPU has it, loses more than int8 inputs do
+        "INFERENCE_PRECISION_HINT": "bf16" if in_bfloat16 else "f32",
         "KV_CACHE_PRECISION": plan.kv_type_k,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if in_bfloat16 else 32,  # inputs of products in 8 bits
         **(by_token if plan.kv_type_k == "u8" else {}),
     }

@@ -1,13 +1,15 @@
 """Blocks of a GGUF file -> OpenVINO's compressed weights: integers with a scale for each group, which stay integers in memory.
 
-The plug-in keeps `(integers - zero points) x scales` as they are where a matrix product reads them, and computes with integers,
-eight bits a value of the input, where every group has 32 weights. Formats map onto it so:
+The plug-in keeps `(integers - zero points) x scales` as they are where a matrix product reads them. It computes with integers,
+eight bits a value of the input, where every group has 32 weights and zero points are integers, too; in bfloat16 they may be any
+numbers. Formats map onto it so:
 
     Q8_0          i8 x d
     Q4_0          (u4 - 8) x d
-    Q4_1          w = d q + m, as u8: (16 q - round(-16 m / d)) x d / 16. So the zero point is off by at most d / 32
+    Q4_1          w = d q + m, as u8: (16 q - round(-16 m / d)) x d / 16. So the zero point is off by at most d / 32.
+                  In bfloat16 as u4: (q + m / d) x d
     Q4_K          as Q4_1, with the scale and minimum of each group of 32
-    Q5_K, Q5_1    the same with 8 q; Q5_0 as (8 q - 128) x d / 8
+    Q5_K, Q5_1    the same with 8 q, in bfloat16 as u8: (q + m / d) x d; Q5_0 as (8 q - 128) x d / 8
     Q6_K          i8 x (d x scale), groups of 16: exact, and computed with floats
     F16, F32      as they are
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -40,13 +42,13 @@ class Packed:
     Attributes:
         values: (rows, groups, group) of u8 or i8, of f16 or f32 without scales; u4 values one a byte.
         scales: f16 (rows, groups, 1); None for plain numbers.
-        zeros: u8 (rows, groups, 1), or one number for all; None for none.
+        zeros: u8 or f16 (rows, groups, 1), or one number for all; None for none.
         bits: of an integer, 4 or 8.
     """
 
     values: npt.NDArray[Any]
     scales: npt.NDArray[np.float16] | None = None
-    zeros: npt.NDArray[np.uint8] | int | None = None
+    zeros: npt.NDArray[np.uint8 | np.float16] | int | None = None
     bits: int = 8
 
     @property
@@ -68,20 +70,32 @@ class Packed:
         return values.reshape(self.shape)
 
 
-def unpack(type_name: str, data: npt.NDArray[np.uint8], shape: Sequence[int]) -> Packed:
+class _WithMinimum(NamedTuple):
+    """A matrix of the weights `scale x codes + least`, float32 (rows, groups, 1) each, and the bits of a code."""
+
+    codes: npt.NDArray[np.uint8]
+    scale: npt.NDArray[np.float32]
+    least: npt.NDArray[np.float32]
+    bits: int
+
+
+def unpack(type_name: str, data: npt.NDArray[np.uint8], shape: Sequence[int], *, in_bfloat16: bool = False) -> Packed:
     """Return the matrix in the blocks of a tensor.
 
     Args:
         type_name: of GGUF, a key of TYPES.
         data: its bytes.
         shape: in ggml's order, the columns first.
+        in_bfloat16: products with it are computed so.
 
     Raises:
         ModelFileError: a scale is no finite float16.
     """
     n_columns, n_rows = shape[0], int(np.prod(shape[1:]))
     block_bytes, read = TYPES[type_name]
-    packed = read(data.reshape(n_rows, -1, block_bytes) if block_bytes > 4 else data.reshape(n_rows, n_columns, block_bytes))
+    blocks = data.reshape(n_rows, -1, block_bytes) if block_bytes > 4 else data.reshape(n_rows, n_columns, block_bytes)
+    found = read(blocks)
+    packed = found if isinstance(found, Packed) else (_with_float_zeros if in_bfloat16 else _with_whole_zeros)(found)
     if packed.scales is not None and not np.isfinite(packed.scales).all():
         raise ModelFileError("A weight of the model is not a number.", "Download or convert the model again.")
     return packed
@@ -98,15 +112,29 @@ def join_rows(parts: Sequence[Packed]) -> Packed | None:
     return Packed(np.concatenate([part.values for part in parts]), scales, zeros, first.bits)
 
 
+_Read = Callable[["npt.NDArray[np.uint8]"], Packed | _WithMinimum]
+
+
 def _half(data: npt.NDArray[np.uint8], at: int) -> npt.NDArray[np.float16]:
     """Return a float16 of every block, shape (rows, blocks, 1)."""
     return np.ascontiguousarray(data[:, :, at : at + 2]).view(np.float16)
 
 
-def _with_minimum(q: npt.NDArray[np.uint8], d: npt.NDArray[Any], minimum: npt.NDArray[Any], bits: int) -> Packed:
-    """Return `d q + minimum` as (2^k q - z) x d / 2^k in eight bits, z rounded. Groups of equal weights keep their value."""
+def _with_float_zeros(found: _WithMinimum) -> Packed:
+    """Return a matrix as (q - z) x d. Groups of weights that are equal, or nearly so and far from zero, get one value."""
+    q, scale, offset, bits = found
+    zeros = np.divide(-offset, scale, out=np.full_like(scale, np.inf), where=scale != 0)
+    flat = np.abs(zeros) > np.finfo(np.float16).max
+    if flat.any():
+        q = np.where(flat, np.uint8(1), q)
+        scale, zeros = np.where(flat, offset + scale * ((1 << bits) / 2), scale), np.where(flat, 0, zeros)
+    return Packed(q, scale.astype(np.float16), zeros.astype(np.float16), bits=4 if bits == 4 else 8)
+
+
+def _with_whole_zeros(found: _WithMinimum) -> Packed:
+    """Return a matrix as (2^k q - z) x d / 2^k in eight bits, z rounded. Groups of equal weights keep their value."""
+    q, scale, offset, bits = found
     step = 1 << (8 - bits)
-    scale, offset = d.astype(np.float32), minimum.astype(np.float32)
     flat = scale == 0
     zeros = np.divide(-offset * step, scale, out=np.zeros_like(scale), where=~flat).round()
     outside = (zeros < 0) | (zeros > 255)
@@ -128,24 +156,24 @@ def _q4_0(data: npt.NDArray[np.uint8]) -> Packed:
     return Packed(nibbles(data[:, :, 2:]), _half(data, 0), 8, bits=4)
 
 
-def _q4_1(data: npt.NDArray[np.uint8]) -> Packed:
-    return _with_minimum(nibbles(data[:, :, 4:]), _half(data, 0), _half(data, 2), 4)
+def _q4_1(data: npt.NDArray[np.uint8]) -> _WithMinimum:
+    return _WithMinimum(nibbles(data[:, :, 4:]), _half(data, 0).astype(np.float32), _half(data, 2).astype(np.float32), 4)
 
 
 def _q8_0(data: npt.NDArray[np.uint8]) -> Packed:
     return Packed(data[:, :, 2:].view(np.int8), _half(data, 0))
 
 
-def _unpacked(type_name: str, pack: Callable[[Unpacked], Packed]) -> tuple[int, Callable[[npt.NDArray[np.uint8]], Packed]]:
+def _unpacked(type_name: str, pack: Callable[[Unpacked], Packed | _WithMinimum]) -> tuple[int, _Read]:
     """Return the row of TYPES for blocks that edge/formats unpacks."""
     block_bytes, read = UNPACKERS[type_name]
     return block_bytes, lambda data: pack(read(data))
 
 
-def _minimum_packer(bits: int) -> Callable[[Unpacked], Packed]:
-    def pack(found: Unpacked) -> Packed:
+def _minimum_packer(bits: int) -> Callable[[Unpacked], _WithMinimum]:
+    def pack(found: Unpacked) -> _WithMinimum:
         assert found.least is not None  # these types have one
-        return _with_minimum(found.codes, found.scale[..., None], found.least[..., None], bits)
+        return _WithMinimum(found.codes, found.scale[..., None], found.least[..., None], bits)
 
     return pack
 
@@ -167,7 +195,7 @@ def _bf16(data: npt.NDArray[np.uint8]) -> Packed:
     return Packed(wide.view(np.float32)[:, None, :])
 
 
-TYPES: dict[str, tuple[int, Callable[[npt.NDArray[np.uint8]], Packed]]] = {
+TYPES: dict[str, tuple[int, _Read]] = {
     "F32": (4, _plain(np.float32)),
     "F16": (2, _plain(np.float16)),
     "BF16": (2, _bf16),

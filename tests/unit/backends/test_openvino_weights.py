@@ -49,18 +49,35 @@ def test_what_is_unpacked_stands_for_what_the_blocks_stand_for(name: str) -> Non
     assert np.sqrt((error**2).mean()) < 0.006 * expected.std()
 
 
-def test_a_block_of_equal_weights_and_one_far_from_zero_keep_their_values() -> None:
+@pytest.mark.parametrize("name", ["Q4_1", "Q5_1", "Q4_K", "Q5_K"])
+def test_with_floats_as_zero_points_weights_are_rounded_less(name: str) -> None:
+    data = blocks(name)
+    expected = dequantize(data.reshape(N_ROWS, -1), gguf.GGMLQuantizationType[name]).astype(np.float32)
+    found = unpack(name, data, (N_COLUMNS, N_ROWS), in_bfloat16=True)
+    assert found.bits == (4 if "4" in name else 8)
+    assert found.scales is not None
+    assert isinstance(found.zeros, np.ndarray)
+    # The zero point is rounded to 11 bits, and so is the scale.
+    size = np.abs(found.scales.astype(np.float32)) * (np.abs(found.zeros.astype(np.float32)) + found.values)
+    error = np.abs(found.dense() - expected).reshape(size.shape)
+    assert (error <= size * 2**-10).all()
+    assert np.sqrt((error**2).mean()) < 0.001 * np.abs(expected).mean()
+
+
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+def test_a_block_of_equal_weights_and_one_far_from_zero_keep_their_values(in_bfloat16: bool) -> None:
     q = np.arange(32, dtype=np.uint8) % 16
     nibbles = (q[:16] | (q[16:] << 4)).astype(np.uint8)
 
     def block(d: float, minimum: float) -> bytes:
         return np.array([d, minimum], np.float16).tobytes() + nibbles.tobytes()
 
-    data = np.frombuffer(block(0.0, 0.25) + block(0.001, 5.0) + block(0.001, -5.0) + block(0.0, 0.0), np.uint8)
+    near = block(2**-20, 1.0)  # its zero point, -2 ** 20, is no float16
+    data = np.frombuffer(block(0.0, 0.25) + block(0.001, 5.0) + block(0.001, -5.0) + near + block(0.0, 0.0), np.uint8)
     expected = dequantize(data.reshape(1, -1), gguf.GGMLQuantizationType.Q4_1)
-    found = unpack("Q4_1", data, (128, 1)).dense()
+    found = unpack("Q4_1", data, (160, 1), in_bfloat16=in_bfloat16).dense()
     np.testing.assert_allclose(found, expected, atol=0.011, rtol=0)
-    assert (found[:, 96:] == 0).all()
+    assert (found[:, 128:] == 0).all()
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:

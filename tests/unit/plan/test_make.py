@@ -190,27 +190,44 @@ def test_the_kv_cache_is_quantised_only_when_memory_is_short() -> None:
     assert (roomy.kv_type_k, roomy.n_ubatch) == ("f16", 512)
 
 
-def test_each_engine_has_kv_types_of_its_own() -> None:
+def with_openvino(free_mib: int = 4000) -> DeviceProfile:
     engine = Engine("openvino", "openvino", "2026.4.1", ("cpu",))
+    pi = device("raspberry-pi-5", free=free_mib * MIB)
+    return replace(pi, engines=(*(item for item in pi.engines if item.name != engine.name), engine))
 
+
+def test_each_engine_has_kv_types_of_its_own() -> None:
     def plan(free: int = 4000, **asked: Any) -> Plan:
-        pi = device("raspberry-pi-5", free=free * MIB)
-        others = tuple(item for item in pi.engines if item.name != engine.name)
-        return make_plan(replace(pi, engines=(*others, engine)), SMALL, PlanRequest(**{"backend": "openvino", **asked}))
+        return make_plan(with_openvino(free), SMALL, PlanRequest(**{"backend": "openvino", **asked}))
 
     exact, small = plan(), plan(kv_type_k="u8", kv_type_v="u8")
     assert (small.backend, small.kv_type_k) == ("openvino", "u8")
     assert small.memory.kv_bytes / exact.memory.kv_bytes == pytest.approx(0.625)
-    for backend, kv_type, known in (("openvino", "q8_0", "f16, u8"), ("llamacpp", "u8", "f16, q8_0, q4_0")):
+    for backend, kv_type, known in (
+        ("openvino", "q8_0", "f16, u8, bf16"),
+        ("llamacpp", "u8", "f16, q8_0, q4_0, --backend openvino"),
+    ):
         with pytest.raises(UsageError, match=f"cannot store a KV cache as {kv_type}") as refused:
             plan(backend=backend, kv_type_k=kv_type, kv_type_v=kv_type)
         assert known in refused.value.hint
+    with pytest.raises(UsageError, match="need a CPU with AMX") as refused:
+        plan(kv_type_k="bf16", kv_type_v="bf16")
+    assert refused.value.hint == "Use --kv-type f16."
     kinds = []
     for free in range(500, 1500, 8):
         with suppress(ModelTooLargeError):
             kinds.append(plan(free).kv_type_k)
     assert set(kinds) == {"u8", "f16"}
-    assert kinds == sorted(kinds, reverse=True)  # less memory, smaller type
+    assert kinds == sorted(kinds, reverse=True)  # less memory, smaller type; bf16 saves none
+
+
+def test_with_amx_keys_and_values_can_be_bfloat16() -> None:
+    xeon = with_openvino()
+    xeon = replace(xeon, cpu=replace(xeon.cpu, features=("avx2", "amx_bf16")))
+    made = make_plan(xeon, SMALL, PlanRequest(backend="openvino", kv_type_k="bf16", kv_type_v="bf16"))
+    assert made.kv_type_k == made.kv_type_v == "bf16"
+    exact = make_plan(xeon, SMALL, PlanRequest(backend="openvino"))
+    assert made.memory.kv_bytes == exact.memory.kv_bytes
 
 
 def test_heads_that_cannot_be_quantised_stay_exact() -> None:
