@@ -128,6 +128,11 @@ def _with_prefiller(
         return without_prefiller(alone, f"{name} was asked for; {off}") if off and name not in (None, "off") else alone
 
     def choose_prefiller(left: DeviceProfile, main: Plan, backend: str) -> Plan:
+        if (main.kv_type_k, main.kv_type_v) != ("f16", "f16"):
+            raise UsageError(
+                f"Two engines hand over keys and values as f16, and {main.kv_type_k} is asked for.",
+                "Leave out --kv-type, or --prefill-with.",
+            )
         rows = rows_for(replace(request, backend=backend))
         asked = replace(request, backend=backend, require=main.accelerator, context=main.n_ctx, n_seq=1, n_ubatch=main.n_ubatch)
         tuned = look_up(device, main.artifact, cache_dir=cache_dir)

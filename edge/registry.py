@@ -57,7 +57,8 @@ class EngineRow:
         on_request: accelerators that must be required, since how much of a model they can take depends on the model.
         on_trial: of those, what `edge tune` tries where it is, so that the plan may take it unasked once it has won.
         options: settings that it lets one choose.
-        kv_types: of keys and values, where it lets one choose; the usual one first, then those that save memory.
+        kv_types: of keys and values, where it lets one choose; the usual one first.
+        kv_needs: of those, type -> instruction set of the CPU that it needs.
         package: what has to be installed; None if nothing.
         n_seq: sequences side by side, unless asked otherwise.
         n_spare: KV buffers beside one a sequence, for engines whose sequences have buffers of their own.
@@ -84,6 +85,7 @@ class EngineRow:
     on_trial: tuple[Accelerator, ...] = ()
     options: tuple[Option, ...] = ()
     kv_types: tuple[KVType, ...] = ()
+    kv_needs: Mapping[str, str] = field(default_factory=dict)
     package: EnginePackage | None = None
     n_seq: int = 2
     n_spare: int = 0
@@ -155,6 +157,7 @@ ENGINES: dict[str, EngineRow] = {
             on_trial=("intel-gpu",),
             options=("threads", "n_ubatch", "kv_type"),
             kv_types=("f16", "u8", "bf16"),
+            kv_needs={"bf16": "amx_bf16"},
             n_seq=4,
             weights_factor=3.5,  # those of the graph and the plug-in's own copy, both with four bits more a weight for a Q4_1
             why_not="edge.backends.openvino.support:why_not",

@@ -104,12 +104,17 @@ def tune(app: App, model: str | None, **options: Any) -> int:
 def _tune(app: App, settings: Settings, model: str | None, options: dict[str, Any]) -> int:
     from edge.bench.tune import QUICK_S, TuneOptions, tune
     from edge.errors import UsageError
+    from edge.plan.checks import engines_with
 
     artifacts = find_models(app, settings, (model,) if model else (), options["backends"])
     if options["kv_types"] and all(artifact.format != "gguf" for artifact in artifacts):
         names = " and ".join(dict.fromkeys(artifact.name for artifact in artifacts))
         raise UsageError(f"{names} has a fixed type of KV cache; only a GGUF can use another.", "Leave out --kv-type.")
     for kind in options["kv_types"]:
+        if not any(engines_with(kind, artifact, app.probe().cpu) for artifact in artifacts):
+            raise UsageError(
+                f"No engine can store a KV cache as {kind} on this CPU.", "Leave it out; docs/openvino.md says what bf16 needs."
+            )
         output.note(f"KV cache as {kind}: {_KV_COSTS[kind]}.")
     if options["is_once"] and is_settled(app.probe(), artifacts, settings):
         if options["as_json"]:

@@ -231,11 +231,11 @@ class Tuner:
         finally:
             unpacked.unlink(missing_ok=True)
 
-    def _by_engine(self) -> dict[Setting, list[Sample]]:
-        """Return the fastest measured setting of each engine, with its samples."""
+    def _by_engine(self, *kv_types: str) -> dict[Setting, list[Sample]]:
+        """Return the fastest measured setting of each engine, with its samples; of those with one of these KV types, if any."""
         best: dict[tuple[str, str], Setting] = {}
         for setting, samples in self._samples.items():
-            if setting.prefill_with:
+            if setting.prefill_with or (kv_types and setting.kv_type_k not in kv_types):
                 continue
             other = best.get(_engine(setting))
             if other is None or statistics.median(_turns(samples)) < statistics.median(_turns(self._samples[other])):
@@ -305,8 +305,7 @@ class Tuner:
         ]
         if self._options.is_quick:
             return engines
-        cpu, kv_types = self._device.cpu, self._options.kv_types
-        return [*engines, *setting_knobs(self._rows, cpu, self.lengths[0], kv_types, self._each)]
+        return [*engines, *setting_knobs(self._rows, self._device.cpu, self.lengths[0], self._each, self._other_kv_types)]
 
     def _pair_knob(self) -> Knob:
         return Knob("prefill", "chat", self._pairs, _engine_text, _ENGINE_GAIN, self._refuse)
@@ -317,7 +316,7 @@ class Tuner:
             return []
         limit_s = statistics.median(_turns(self._samples[incumbent])) / (1 + _ENGINE_GAIN)
         found, least = [], min(LEAST, self.lengths[0])
-        able = {setting: taken for setting, taken in self._by_engine().items() if setting not in self._refused}
+        able = {setting: taken for setting, taken in self._by_engine("f16").items() if setting not in self._refused}
         for decoder, prefiller in promising_pairs(able, limit_s):
             plan = paired_plan(self._plans[decoder], self._plans[prefiller], least)
             if plan.memory.total_bytes <= self._device.memory.available_bytes * MEMORY_SHARE:
@@ -355,16 +354,28 @@ class Tuner:
 
         return challengers
 
+    def _other_kv_types(self, incumbent: Setting) -> list[Setting]:
+        """Return the challengers with the other types of KV cache, on engines that have them if the incumbent's has not."""
+        requests = []
+        for kind in self._options.kv_types:
+            able = [row.name for row in self._rows if kind in row.kv_types]
+            if incumbent.backend in able:
+                requests.append(self._request(msgspec.structs.replace(incumbent, kv_type_k=kind, kv_type_v=kind)))
+            else:
+                require: Any = incumbent.accelerator
+                requests += [PlanRequest(backend=name, require=require, kv_type_k=kind, kv_type_v=kind) for name in able]
+        return self._possible(requests)
+
     def _request(self, setting: Setting) -> PlanRequest:
-        is_quantised = setting.kv_type_k not in ("f32", "f16", "bf16")
+        is_usual = setting.kv_type_k in ("f16", self.artifact.facts.kv_type)  # the plan may save memory then
         return PlanRequest(
             backend=setting.backend,
             require=setting.accelerator,  # type: ignore[arg-type]
             threads=setting.threads,
             threads_batch=setting.threads_batch,
             n_ubatch=setting.n_ubatch,
-            kv_type_k=setting.kv_type_k if is_quantised else None,
-            kv_type_v=setting.kv_type_v if is_quantised else None,
+            kv_type_k=None if is_usual else setting.kv_type_k,
+            kv_type_v=None if is_usual else setting.kv_type_v,
             flash_attention=setting.flash_attention,
         )
 

@@ -20,15 +20,17 @@ Each = Callable[..., Callable[[Setting], list[Setting]]]
 """Takes values and names of fields; returns what finds the settings that have one of the values in all these fields."""
 
 
-def setting_knobs(rows: Sequence[EngineRow], cpu: Cpu, n_prompt: int, kv_types: Sequence[str], each: Each) -> list[Knob]:
+def setting_knobs(
+    rows: Sequence[EngineRow], cpu: Cpu, n_prompt: int, each: Each, kv_types: Callable[[Setting], list[Setting]]
+) -> list[Knob]:
     """Return the knobs of some engines.
 
     Args:
         rows: the engines.
         cpu: of the device.
         n_prompt: tokens of the prompt that is measured; a larger batch cannot matter.
-        kv_types: types of the KV cache to try.
         each: see Each.
+        kv_types: returns the settings with other types of KV cache.
     """
     counts = thread_counts(cpu)
     batches = [size for size in _BATCHES if size <= n_prompt]
@@ -37,7 +39,7 @@ def setting_knobs(rows: Sequence[EngineRow], cpu: Cpu, n_prompt: int, kv_types: 
         "threads_batch": Knob("threads, prefill", "prefill", each(counts, "threads_batch"), lambda s: str(s.threads_batch)),
         "n_ubatch": Knob("batch", "prefill", each(batches, "n_ubatch"), lambda s: f"{s.n_ubatch} tokens"),
         "flash_attention": Knob("flash attention", "turn", each((True, False), "flash_attention"), _flash_text),
-        "kv_type": Knob("KV cache", "turn", each(kv_types, "kv_type_k", "kv_type_v"), lambda s: s.kv_type_k),
+        "kv_type": Knob("KV cache", "chat", kv_types, lambda s: s.kv_type_k),
     }
     options = {option for row in rows for option in row.options}
     if "threads_batch" not in options:  # one number of threads for prefill and decode

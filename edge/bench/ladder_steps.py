@@ -206,7 +206,7 @@ def _packed(models: Models, below: Setup) -> list[Variant] | str:
 
 def _kv_type(models: Models, below: Setup) -> list[Variant] | str:
     if below.backend != "llamacpp":
-        return f"{ENGINES[below.backend].title} stores keys and values in 16 bits or more"
+        return f"{ENGINES[below.backend].title} has no q8_0 for keys and values"
     return [Variant("KV cache in 8 bits", replace(below, kv_type="q8_0", flash_attention=True))]
 
 

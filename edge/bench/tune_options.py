@@ -22,7 +22,7 @@ class TuneOptions:
     Attributes:
         budget_s: its approximate duration; exact if it is quick.
         backends: engines; empty is every installed one that reads the model.
-        kv_types: for keys and values, besides f16. They save memory and cost quality, so none is tried by default.
+        kv_types: for keys and values, besides f16. Most save memory and cost quality, so none is tried by default.
         is_quick: compare the engines with their usual settings, and try nothing else.
     """
 

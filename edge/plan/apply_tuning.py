@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compared_text", "engine_text", "explain_tuning", "measured_target", "speeds_text", "tuned_request"]
 
-_EXACT = ("f32", "f16", "bf16")
+_EXACT = ("f32", "f16")
 
 
 def tuned_request(tuning: Tuning | None, row: EngineRow, target: Target, request: PlanRequest, cpu: Cpu) -> PlanRequest | None:

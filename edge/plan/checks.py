@@ -47,20 +47,15 @@ def check_request(request: PlanRequest, cpu: Cpu) -> None:
             f"Values stored as {request.kv_type_v} need flash attention, which was to be off.",
             "Use --kv-type f16, or leave flash attention on.",
         )
-    if "bf16" in (request.kv_type_k, request.kv_type_v) and "amx_bf16" not in cpu.features:
-        raise UsageError(
-            "Keys and values as bf16 need a CPU with AMX, since all is computed in bfloat16 then, which is slow without it.",
-            "Use --kv-type f16.",
-        )
 
 
-def check_model(request: PlanRequest, artifact: Artifact, row: EngineRow) -> None:
+def check_model(request: PlanRequest, artifact: Artifact, row: EngineRow, cpu: Cpu) -> None:
     """Refuse settings that this model, or the engine that reads it, does not let one choose.
 
     Raises:
         UsageError: there is one.
     """
-    _check_kv_type(request, artifact, row)
+    _check_kv_type(request, artifact, row, cpu)
     facts = artifact.facts
     if facts.n_ctx_max is not None and (request.context or 0) > facts.n_ctx_max:
         raise UsageError(
@@ -83,7 +78,18 @@ def check_model(request: PlanRequest, artifact: Artifact, row: EngineRow) -> Non
         )
 
 
-def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow) -> None:
+def engines_with(kv_type: str, artifact: Artifact, cpu: Cpu) -> list[str]:
+    """Return the engines that can store keys and values of a model in a type on this CPU, by name."""
+    if artifact.facts.kv_type is not None:
+        return []
+    return [
+        name
+        for name, row in ENGINES.items()
+        if artifact.format in row.formats and kv_type in row.kv_types and row.kv_needs.get(kv_type, "") in ("", *cpu.features)
+    ]
+
+
+def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow, cpu: Cpu) -> None:
     facts = artifact.facts
     for name, width in ((request.kv_type_k, facts.head_dim_k), (request.kv_type_v, facts.head_dim_v)):
         if name in (None, facts.kv_type):
@@ -96,13 +102,14 @@ def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow) -> 
         if name not in KV_BLOCKS:
             raise UsageError(f"There is no KV type {name!r}.", f"Use one of: {', '.join(KV_BLOCKS)}.")
         if row.kv_types and name not in row.kv_types:
-            others = [
-                f"--backend {other}"
-                for other, its in ENGINES.items()
-                if name in its.kv_types and artifact.format in its.formats
-            ]
+            others = "".join(f" For {name}: --backend {other}." for other in engines_with(name, artifact, cpu))
             raise UsageError(
-                f"{row.title} cannot store a KV cache as {name}.", f"Use one of: {', '.join((*row.kv_types, *others))}."
+                f"{row.title} cannot store a KV cache as {name}.", f"Use one of: {', '.join(row.kv_types)}.{others}"
+            )
+        if (needed := row.kv_needs.get(name)) and needed not in cpu.features:
+            raise UsageError(
+                f"{row.title} stores a KV cache as {name} only on CPUs with {needed}: without it that is slow.",
+                "Use --kv-type f16.",
             )
         if width % KV_BLOCKS[name][0]:
             raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edge.plan.memory import KV_BLOCKS, KV_PAD, Footprint, Layout
+from edge.plan.memory import KV_BLOCKS, KV_PAD, Footprint, Layout, same_size
 from edge.plan.receipt import Choice, MemoryEstimate
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Fitting:
         artifact, memory: the model, and the memory that it takes.
         request: the user's.
         n_seq: sequences side by side.
-        kv_types: that the engine has, the usual one first, then those that save memory.
+        kv_types: that the engine has, the usual one first.
     """
 
     device: DeviceProfile
@@ -153,7 +153,7 @@ class Fitting:
         if facts.kv_type is not None or facts.head_dim_k <= 0:
             return ()
         widths = (facts.head_dim_k, facts.head_dim_v)
-        smaller = [name for name in self.kv_types[1:] if KV_BLOCKS[name] != KV_BLOCKS[self.kv_types[0]]]
+        smaller = [name for name in self.kv_types[1:] if not same_size(name, self.kv_types[0])]
         return tuple(name for name in smaller if not any(width % KV_BLOCKS[name][0] for width in widths))
 
     def smallest(self, target: Target) -> Layout:
@@ -260,10 +260,10 @@ class Fitting:
     def _kv_reason(self, layout: Layout) -> str:
         cell_bytes = self.memory.cell_bytes(layout.kv_type_k, layout.kv_type_v)
         size = f"; {cell_bytes:,} bytes a token" if cell_bytes else ""
-        if self.request.kv_type_k is not None or self.request.kv_type_v is not None:
-            return f"asked for{size}"
         if self.artifact.facts.kv_type is not None:
             return f"the only type that this model can store; every sequence has a buffer of its own{size}"
+        if self.request.kv_type_k is not None or self.request.kv_type_v is not None:
+            return f"asked for{size}"
         if layout.kv_type_k == "f16":
             return f"exact, and the fastest{size}"
         return f"to save memory: with f16 less than {_GOOD_CONTEXT:,} tokens fit; it makes the CPU slower{size}"

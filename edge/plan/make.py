@@ -90,7 +90,8 @@ def plan_at(
         plan = _plan_on(faster, device, artifact, request, safety, tuned)
     except (UsageError, BackendUnavailableError, ModelTooLargeError):  # it cannot do what is asked for
         return _plan_on(placement, device, artifact, request, safety, tuned)
-    if (plan.accelerator, plan.kv_type_k, plan.kv_type_v) != (tuning.accelerator, tuning.kv_type_k, tuning.kv_type_v):
+    measured = (tuning.accelerator, request.kv_type_k or tuning.kv_type_k, request.kv_type_v or tuning.kv_type_v)
+    if (plan.accelerator, plan.kv_type_k, plan.kv_type_v) != measured:
         return _plan_on(placement, device, artifact, request, safety, tuned)
     try:
         usual = _plan_on(placement, device, artifact, request, safety, tuned)
@@ -108,7 +109,7 @@ def _plan_on(
     tuned: Lookup | None,
 ) -> Plan:
     row = placement.row
-    check_model(request, artifact, row)
+    check_model(request, artifact, row, device.cpu)
     memory = memory_model(artifact, n_spare=row.n_spare, weights_factor=row.weights_factor)
     fitting = Fitting(device, artifact, memory, request, request.n_seq or row.n_seq, row.kv_types)
     chosen = _choose(fitting, placement, (tuned or Lookup()).tuning)

@@ -29,6 +29,7 @@ __all__ = [
     "Parts",
     "gguf_memory",
     "memory_model",
+    "same_size",
 ]
 
 KV_BLOCKS = {"f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "u8": (32, 40), "q4_0": (32, 18)}
@@ -396,3 +397,9 @@ def _states(header: GGUFHeader) -> tuple[int, ...]:
     else:
         numbers = max(conv - 1, 0) * (inner + 2 * groups * state) + state * inner
     return tuple(4 * numbers if recurrent else 0 for recurrent in _recurrent_layers(header))
+
+
+def same_size(one: str, other: str) -> bool:
+    """Return whether keys and values of two types take the same memory."""
+    (n_ours, ours), (n_theirs, theirs) = KV_BLOCKS[one], KV_BLOCKS[other]
+    return ours * n_theirs == theirs * n_ours

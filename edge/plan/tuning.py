@@ -53,7 +53,7 @@ _Batch = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 _Speed = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 _Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-_CacheType = KVType | Literal["f32", "bf16"]
+_CacheType = KVType | Literal["f32"]
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,6 +21,7 @@ from edge.plan.receipt import PrefillPlan
 from tests.contract.coreml import coreml_plan, open_coreml
 
 N_CTX, N_SEQ, CHUNK = 256, 4, 32
+HAS_AMX = pytest.mark.skipif("amx_bf16" not in probe().cpu.features, reason="needs a CPU with AMX")
 
 
 @dataclass(frozen=True)
@@ -104,27 +105,24 @@ def open_onnx(request: pytest.FixtureRequest, kind: str) -> Bench:
 
 
 _OPENVINO = {
-    "openvino-tiny": "llama",
-    "openvino-stateful": "llama",
-    "openvino-gemma3": "gemma3",
-    "openvino-mistral": "llama window",
-    "openvino-qwen2": "qwen2",
-    "openvino-qwen3": "qwen3",
-    "openvino-phi3": "phi3",
-    "openvino-bfloat16": "Q4_1",
+    "openvino-tiny": ("llama", "f32"),
+    "openvino-stateful": ("llama", "f32"),
+    "openvino-gemma3": ("gemma3", "u8"),
+    "openvino-mistral": ("llama window", "f32"),
+    "openvino-qwen2": ("qwen2", "f32"),
+    "openvino-qwen3": ("qwen3", "f32"),
+    "openvino-phi3": ("phi3", "f32"),
+    "openvino-bfloat16": ("Q4_1", "bf16"),
 }
-"""Entry -> its tiny model, see architectures.py."""
+"""Entry -> its tiny model, see architectures.py, and the type of keys and values."""
 
 
 def open_openvino(request: pytest.FixtureRequest, kind: str) -> Bench:
     pytest.importorskip("openvino")
     from edge.backends.openvino.backend import OpenVINOBackend
 
-    tiny = _OPENVINO.get(kind)
-    if kind == "openvino-bfloat16" and "amx_bf16" not in probe().cpu.features:
-        pytest.skip("needs a CPU with AMX")
+    tiny, kv_type = _OPENVINO.get(kind, ("", "f32"))
     path = request.getfixturevalue("tiny_architecture")(tiny) if tiny else request.getfixturevalue("model_path")
-    kv_type = "u8" if tiny == "gemma3" else "f32" if kind != "openvino-bfloat16" else "bf16"
     plan = make_plan(path, backend="openvino", kv_type_k=kv_type, kv_type_v=kv_type)
     # Inputs of a product with int4 weights are rounded to 8 bits.
     tolerance = {"f32": 0.05, "u8": 0.3, "bf16": 0.3}[kv_type] if tiny else 1.0
@@ -185,7 +183,8 @@ ENTRIES = [
     Entry("openvino-tiny", "openvino", open_openvino),
     Entry("openvino-stateful", "openvino", open_openvino),  # a version without paged attention
     Entry("openvino-gemma3", "openvino", open_openvino),  # windows, and keys and values in 8 bits
-    *(Entry(f"openvino-{kind}", "openvino", open_openvino) for kind in ("mistral", "qwen2", "qwen3", "phi3", "bfloat16")),
+    *(Entry(f"openvino-{kind}", "openvino", open_openvino) for kind in ("mistral", "qwen2", "qwen3", "phi3")),
+    Entry("openvino-bfloat16", "openvino", open_openvino, HAS_AMX),
     Entry("paired", "llamacpp", open_paired),
     Entry("paired-reverse", "openvino", open_paired),
     Entry("coreml", "coreml", open_coreml_package),

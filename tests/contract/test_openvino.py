@@ -15,12 +15,11 @@ import pytest
 
 from edge.backends.base import Backend, open_backend
 from edge.backends.openvino import library
-from edge.device import probe
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, UnsupportedError, UsageError
 from edge.formats.artifact import open_artifact
 from edge.plan.memory import memory_model
 from tests.contract.architectures import write
-from tests.contract.entries import make_plan
+from tests.contract.entries import HAS_AMX, make_plan
 
 pytest.importorskip("openvino")
 PLAIN = (
@@ -28,7 +27,6 @@ PLAIN = (
     "phi3 partial", "gemma3", "gemma3 scaled", "smollm3", "granite", "olmo2",
 )  # fmt: skip
 KINDS = (*PLAIN, "Q4_0", "Q4_1", "Q8_0", "mixed")
-HAS_AMX = pytest.mark.skipif("amx_bf16" not in probe().cpu.features, reason="needs a CPU with AMX")
 PARTS = {  # of the compiled model: paged attention, rotations, norms, products with weights
     "llama": (2, 4, 5, 9), "llama yarn": (2, 4, 5, 9), "qwen2": (2, 4, 5, 9), "qwen3": (2, 4, 9, 9), "phi3": (2, 4, 5, 9),
     "phi3 partial": (2, 4, 5, 9), "gemma3": (6, 12, 37, 25), "Q4_1": (2, 4, 5, 9), "smollm3": (4, 6, 9, 17),
@@ -86,12 +84,17 @@ def test_in_bfloat16_logits_are_those_of_llama_cpp(plan_of: Callable[..., Any], 
         expected = logits(reference, tokens)
     with open_backend(plan_of(kind, backend="openvino", kv_type_k="bf16", kv_type_v="bf16")) as backend:
         found = logits(backend, tokens)
+        backend.rewind(0, 0)
+        backend.prefill(0, tokens)
+        at_once = backend.logits(0)
         blocks = [backend.export_kv(0, start, end) for start, end in ((0, 33), (33, 80))]
         for block in blocks:
             backend.import_kv(1, block)
         assert [backend.export_kv(1, start, end) for start, end in ((0, 33), (33, 80))] == blocks
         assert backend.neutral is None, "no other engine reads these"
-    assert np.sqrt(((found - expected) ** 2).mean()) / expected.std() < 0.08  # as above
+    # llama.cpp rounds inputs of quantised products to 8 bits.
+    for ours, theirs in ((found, expected), (at_once, expected[-1])):
+        assert np.sqrt(((ours - theirs) ** 2).mean()) / expected.std() < (0.03 if kind == "llama" else 0.08)
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.9
 
 

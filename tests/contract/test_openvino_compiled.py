@@ -16,7 +16,7 @@ from edge.backends.openvino import compiled
 from edge.backends.openvino.backend import OpenVINOBackend
 from edge.device.sensors import Readings
 from tests.contract.architectures import write
-from tests.contract.entries import make_plan
+from tests.contract.entries import HAS_AMX, make_plan
 
 Open = Callable[..., OpenVINOBackend]
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(20, 256, 70)]
@@ -54,7 +54,7 @@ def answer(backend: OpenVINOBackend) -> tuple[npt.NDArray[np.float32], dict[str,
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "gemma3", "llama longrope"])
-@pytest.mark.parametrize("kv_type", ["f16", "u8"])
+@pytest.mark.parametrize("kv_type", ["f16", "u8", pytest.param("bf16", marks=HAS_AMX)])
 def test_a_stored_model_computes_the_same_bits(load: Open, tmp_path: Path, kind: str, kv_type: str) -> None:
     types = {"kv_type_k": kv_type, "kv_type_v": kv_type}
     first, kinds, is_stored = answer(load(kind, **types))

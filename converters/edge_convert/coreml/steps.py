@@ -15,7 +15,7 @@ from edge_convert.facts import Facts, Request
 from edge_convert.gguf.imatrix import read_calibration
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
 from edge_convert.recover.steps import describe_recovery, reading_steps, recovery_steps
-from edge_convert.recover.targets import REPORT, palettes_target
+from edge_convert.recover.targets import REPORT, Target, palettes_target
 
 __all__ = ["make_steps"]
 
@@ -32,15 +32,17 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
         raise UsageError(
             f"Core ML has no {request.bits}-bit weights here.", "Choose 4 bits, or 16 bits for Core ML: --variants fp16"
         )
-    steps = [_step(facts, request, variant) for variant in request.coreml_variants]
-    if request.recovery is None:
+    target = palettes_target(facts, request.coreml_palette_bits) if request.recovery else None
+    steps = [_step(facts, request, variant, target) for variant in request.coreml_variants]
+    if request.recovery is None or target is None:
         return steps
-    n_threads, target = request.gguf.n_threads, palettes_target(facts, request.coreml_palette_bits)
+    n_threads = request.gguf.n_threads
     before = [*reading_steps(facts, request.recovery, n_threads), *recovery_steps(facts, request.recovery, target, n_threads)]
     return before + steps
 
 
-def _step(facts: Facts, request: Request, variant: Variant) -> Step:
+def _step(facts: Facts, request: Request, variant: Variant, recovered: Target | None) -> Step:
+    """Plan the step that builds a variant, of recovered palettes if there are any."""
     options = export.CoreMLOptions(
         variant=variant,
         context=request.coreml_context,
@@ -52,8 +54,7 @@ def _step(facts: Facts, request: Request, variant: Variant) -> Step:
     export.check_options(options, facts.model.n_positions)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        palettes = palettes_target(facts, options.palette_bits)
-        fitted = folder_of(palettes.trained) / palettes.path if request.recovery else None
+        fitted = folder_of(recovered.trained) / recovered.path if recovered else None
         chosen = msgspec.structs.replace(options, fitted=fitted)
         export.export_coreml(facts.open(folder_of).folder, folder, chosen, on_progress)
         recipe = {"variant": variant, "context": str(options.context), "stateful": str(options.stateful)}
@@ -61,8 +62,8 @@ def _step(facts: Facts, request: Request, variant: Variant) -> Step:
             recipe["palette bits"] = str(options.palette_bits)
         if variant == "gpu" and options.source_gguf:
             recipe["blocks"] = "of the source GGUF, where its types fit"
-        if request.recovery:
-            trained = folder_of(palettes.trained)
+        if request.recovery and recovered:
+            trained = folder_of(recovered.trained)
             shutil.copyfile(trained / REPORT, folder / REPORT)
             recipe |= describe_recovery(facts, request.recovery, trained, folder_of, request.gguf.n_threads)
         elif variant != "fp16":

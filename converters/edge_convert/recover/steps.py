@@ -33,6 +33,7 @@ _FIT_FLOPS = 18  # for each weight and token
 _HIDDEN = "recover-hidden"
 """The step with the teacher's states."""
 _PART = "trained.part"
+"""File or folder that is trained, until it is whole."""
 
 
 def check_recoverable(facts: Facts, request: Request) -> None:
@@ -119,13 +120,13 @@ def _fit_step(facts: Facts, recipe: Recipe, target: Target, n_threads: int) -> S
         target.begin(path, folder_of)
         tokens = sample_windows(load_corpus(folder_of("text")).tokens, n_tokens)
         choose = target.assign() if target.assign else None
-        fit_blocks(target.stored(path, checkpoint), checkpoint, tokens, lambda share: on_progress("", share), choose)
+        fit_blocks(target.open(path, checkpoint), checkpoint, tokens, lambda share: on_progress("", share), choose)
 
     return Step(
         name=target.fitted,
         title=f"Fit {target.name} to the model, layer by layer",
         work=with_threads(work, n_threads),
-        seconds=10 + (_FIT_FLOPS * n_tokens * facts.n_params + target.more_flops) / flops_per_s(n_threads),
+        seconds=10 + (_FIT_FLOPS * n_tokens * facts.n_params + target.extra_flops) / flops_per_s(n_threads),
         disk_bytes=facts.n_params,
         memory_bytes=estimates.fit_blocks(facts, n_tokens),
         is_heavy=True,
@@ -147,10 +148,15 @@ def _train_step(facts: Facts, recipe: Recipe, target: Target, n_threads: int) ->
         # Under another name until it is whole: a run that is killed while it writes begins with what was fitted again.
         part = folder / _PART
         fitted = folder_of(target.fitted) / target.path
-        shutil.copytree(fitted, part, dirs_exist_ok=True) if fitted.is_dir() else shutil.copyfile(fitted, part)
-        stored = target.stored(part, checkpoint)
-        report = recover(stored, checkpoint, corpus, hidden, held_hidden, training, folder, on_progress)
-        part.rename(folder / target.path)
+        if fitted.is_dir():
+            shutil.copytree(fitted, part, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(fitted, part)
+        report = recover(target.open(part, checkpoint), checkpoint, corpus, hidden, held_hidden, training, folder, on_progress)
+        path = folder / target.path
+        if path.is_dir():  # this step was killed behind the next line
+            shutil.rmtree(path)
+        part.replace(path)
         (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)))
         if target.finish:
             target.finish(folder, folder_of, describe_recovery(facts, recipe, folder, folder_of, n_threads))

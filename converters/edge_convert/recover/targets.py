@@ -1,4 +1,4 @@
-"""What a recovery trains, and where a conversion keeps it: the blocks of a GGUF file, or palettes for the Neural Engine."""
+"""Targets of a recovery: the blocks of a GGUF file, or palettes for the Neural Engine."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _REFITS = 3  # times that fitting finds the best values of a palette for its cod
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """What a recovery trains, and where a conversion keeps it.
+    """The quantised weights that a recovery trains, and where a conversion stores them.
 
     Attributes:
         name: of what is trained, as a title has it.
         fitted, trained: the steps that fit and train it.
         path: file or folder of it, in the folder of either step.
         begin: writes it into a folder, as it is before it is fitted; the first argument is its path there.
-        stored: opens it there.
+        open: opens it there.
         assign: chooses parts and codes of a matrix; None is `edge_convert.recover.fit.assign`.
-        more_flops: of fitting, beside moments, gradients and error feedback.
-        finish: is called with the folder of what was trained, where the others are, and what the manifest says of it;
-            None where another step makes the result.
+        extra_flops: of fitting, beside moments, gradients and error feedback.
+        finish: writes the manifest of the finished folder, given what it says of the recovery; None if a later step builds the
+            result.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     trained: str
     path: str
     begin: Callable[[Path, FolderOf], None]
-    stored: Callable[[Path, Checkpoint], Stored]
+    open: Callable[[Path, Checkpoint], Stored]
     assign: Callable[[], Assign] | None = None
-    more_flops: float = 0.0
+    extra_flops: float = 0.0
     finish: Callable[[Path, FolderOf, dict[str, str]], None] | None = None
 
 
@@ -65,7 +65,7 @@ def gguf_target(facts: Facts, name: str, plain: str) -> Target:
     def begin(path: Path, folder_of: FolderOf) -> None:
         shutil.copyfile(folder_of(plain) / file_name, path)
 
-    def stored(path: Path, checkpoint: Checkpoint) -> Stored:
+    def open_target(path: Path, checkpoint: Checkpoint) -> Stored:
         from edge_convert.recover.gguf_blocks import GgufBlocks
 
         return GgufBlocks(path, checkpoint)
@@ -80,7 +80,7 @@ def gguf_target(facts: Facts, name: str, plain: str) -> Target:
         trained=f"gguf-{name}",
         path=file_name,
         begin=begin,
-        stored=stored,
+        open=open_target,
         finish=finish,
     )
 
@@ -96,7 +96,7 @@ def palettes_target(facts: Facts, bits: int) -> Target:
     def begin(path: Path, _folder_of: FolderOf) -> None:
         path.mkdir()
 
-    def stored(path: Path, checkpoint: Checkpoint) -> Stored:
+    def open_target(path: Path, checkpoint: Checkpoint) -> Stored:
         from edge_convert.recover.palettes import PaletteFiles
 
         return PaletteFiles(path, checkpoint, bits)
@@ -112,8 +112,8 @@ def palettes_target(facts: Facts, bits: int) -> Target:
         trained="trained-ane",
         path="palettes",
         begin=begin,
-        stored=stored,
+        open=open_target,
         assign=assign,
         # Values are fitted with a table of the weights that use them, which takes as many columns as there are values.
-        more_flops=_REFITS * facts.n_layers * facts.layer_params * facts.width * 2 * (1 << bits),
+        extra_flops=_REFITS * facts.n_layers * facts.layer_params * facts.width * 2 * (1 << bits),
     )

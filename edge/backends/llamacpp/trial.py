@@ -146,8 +146,9 @@ def try_file(
 def _settings_of(plan: Plan) -> dict[str, str | bool]:
     """Return the settings that decide what llama.cpp makes of a file."""
     return {
-        "kv_type_k": plan.kv_type_k,
-        "kv_type_v": plan.kv_type_v,
+        # Another engine that reads the same file has types of its own.
+        "kv_type_k": plan.kv_type_k if plan.backend == "llamacpp" else "f16",
+        "kv_type_v": plan.kv_type_v if plan.backend == "llamacpp" else "f16",
         "flash_attention": plan.flash_attention,
         "accelerator": plan.accelerator,
     }

@@ -95,10 +95,23 @@ def unpack(type_name: str, data: npt.NDArray[np.uint8], shape: Sequence[int], *,
     block_bytes, read = TYPES[type_name]
     blocks = data.reshape(n_rows, -1, block_bytes) if block_bytes > 4 else data.reshape(n_rows, n_columns, block_bytes)
     found = read(blocks)
-    packed = found if isinstance(found, Packed) else (_with_float_zeros if in_bfloat16 else _with_whole_zeros)(found)
-    if packed.scales is not None and not np.isfinite(packed.scales).all():
-        raise ModelFileError("A weight of the model is not a number.", "Download or convert the model again.")
+    if isinstance(found, Packed):
+        packed = found
+    else:
+        _check_numbers(found.scale, found.least)
+        packed = (_with_float_zeros if in_bfloat16 else _with_whole_zeros)(found)
+    _check_numbers(packed.scales)
     return packed
+
+
+def _check_numbers(*parts: npt.NDArray[Any] | None) -> None:
+    """Refuse numbers that are not finite.
+
+    Raises:
+        ModelFileError: there are some.
+    """
+    if not all(part is None or np.isfinite(part).all() for part in parts):
+        raise ModelFileError("A weight of the model is not a number.", "Download or convert the model again.")
 
 
 def join_rows(parts: Sequence[Packed]) -> Packed | None:

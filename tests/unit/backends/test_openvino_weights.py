@@ -80,6 +80,15 @@ def test_a_block_of_equal_weights_and_one_far_from_zero_keep_their_values(in_bfl
     assert (found[:, 128:] == 0).all()
 
 
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_scale_or_minimum_that_is_no_number_is_refused(at: int, in_bfloat16: bool) -> None:
+    data = blocks("Q4_1").copy()
+    data[at : at + 2] = np.frombuffer(np.array([np.nan], np.float16).tobytes(), np.uint8)
+    with pytest.raises(ModelFileError, match="not a number"):
+        unpack("Q4_1", data, (N_COLUMNS, N_ROWS), in_bfloat16=in_bfloat16)
+
+
 def test_weights_that_are_no_numbers_are_refused() -> None:
     data = blocks("Q8_0").copy()
     data[0:2] = np.frombuffer(np.array([np.nan], np.float16).tobytes(), np.uint8)

@@ -130,6 +130,24 @@ def test_lossy_kv_types_only_when_asked_for(model: Artifact, tmp_path: Path) -> 
     assert (report.tuning.kv_type_k, report.tuning.kv_type_v) == ("q8_0", "q8_0")
 
 
+def test_a_kv_type_that_another_engine_has_is_measured_there_and_used(
+    model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.backends.openvino.support.why_not", lambda artifact: "")
+    engines = (*(one for one in LAPTOP.engines if one.name != "openvino"), Engine("openvino", "openvino", "1", ("cpu",)))
+    xeon = replace(LAPTOP, engines=engines, cpu=replace(LAPTOP.cpu, features=(*LAPTOP.cpu.features, "amx_bf16")))
+    machine = Machine(best_at(kv_type_k="bf16"))
+    options = TuneOptions(600.0, kv_types=("bf16",))
+    [report] = tune(xeon, [model], options, cache_dir=tmp_path, open_worker=Workers(machine), clock=machine.clock)
+    assert {(given.backend, given.kv_type_k) for given in machine.measured} >= {("llamacpp", "f16"), ("openvino", "bf16")}
+    assert (report.tuning.backend, report.tuning.kv_type_k) == ("openvino", "bf16")
+    known = look_up(xeon, model, cache_dir=tmp_path)
+    made = make_plan(xeon, model, PlanRequest(), tuned=known)
+    assert (made.backend, made.kv_type_k, made.kv_type_v) == ("openvino", "bf16", "bf16")
+    other = make_plan(xeon, model, PlanRequest(kv_type_k="u8", kv_type_v="u8"), tuned=known)
+    assert (other.backend, other.kv_type_k) == ("openvino", "u8"), "what is asked for, on the engine that was faster"
+
+
 def test_a_slow_device_reads_less(model: Artifact, tmp_path: Path) -> None:
     slow, _ = run(Machine(lambda s: (20.0, 10.0)), model, tmp_path)
     quick, _ = run(Machine(lambda s: (0.05, 0.05)), model, tmp_path)

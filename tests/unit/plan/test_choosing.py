@@ -258,6 +258,15 @@ def test_the_engine_that_was_measured_to_be_faster_is_used_and_said(monkeypatch:
     assert choose(machine, model, tuned=tuned).backend == "llamacpp", "a model of the same shape that it cannot run"
 
 
+def test_a_folder_that_stores_bfloat16_needs_no_cpu_with_amx() -> None:
+    folder = onnx()
+    assert folder.onnx is not None
+    model = replace(folder, onnx=replace(folder.onnx, kv_type="bf16"))
+    for asked in ({}, {"kv_type_k": "bf16", "kv_type_v": "bf16"}):
+        plan = choose(device("raspberry-pi-5", onnx=("cpu",)), model, **asked)
+        assert (plan.backend, plan.kv_type_k) == ("onnx", "bf16")
+
+
 def test_an_engine_that_was_not_faster_is_said_too() -> None:
     other = EngineSpeed(
         backend="openvino",

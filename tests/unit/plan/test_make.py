@@ -205,12 +205,12 @@ def test_each_engine_has_kv_types_of_its_own() -> None:
     assert small.memory.kv_bytes / exact.memory.kv_bytes == pytest.approx(0.625)
     for backend, kv_type, known in (
         ("openvino", "q8_0", "f16, u8, bf16"),
-        ("llamacpp", "u8", "f16, q8_0, q4_0, --backend openvino"),
+        ("llamacpp", "u8", "f16, q8_0, q4_0. For u8: --backend openvino."),
     ):
         with pytest.raises(UsageError, match=f"cannot store a KV cache as {kv_type}") as refused:
             plan(backend=backend, kv_type_k=kv_type, kv_type_v=kv_type)
         assert known in refused.value.hint
-    with pytest.raises(UsageError, match="need a CPU with AMX") as refused:
+    with pytest.raises(UsageError, match="as bf16 only on CPUs with amx_bf16") as refused:
         plan(kv_type_k="bf16", kv_type_v="bf16")
     assert refused.value.hint == "Use --kv-type f16."
     kinds = []
@@ -228,6 +228,10 @@ def test_with_amx_keys_and_values_can_be_bfloat16() -> None:
     assert made.kv_type_k == made.kv_type_v == "bf16"
     exact = make_plan(xeon, SMALL, PlanRequest(backend="openvino"))
     assert made.memory.kv_bytes == exact.memory.kv_bytes
+    asked = PlanRequest(backend="openvino", context=4096, kv_type_k="bf16", kv_type_v="bf16")
+    with pytest.raises(ModelTooLargeError) as refused:
+        make_plan(replace(xeon, memory=replace(xeon.memory, available_bytes=690 * MIB)), SMALL, asked)
+    assert "--kv-type u8" in refused.value.hint, "the same offer as with f16"
 
 
 def test_heads_that_cannot_be_quantised_stay_exact() -> None:
