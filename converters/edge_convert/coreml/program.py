@@ -187,12 +187,12 @@ class Package:
             code.constants[name] = self._value(operation.attributes["val"], keep_half=True)
             types[name] = self._type(operation.outputs[0].type)
             return
-        inputs = {key: self._binding(code, argument) for key, argument in operation.inputs.items()}
-        if kind in CONSTEXPR:
+        if kind in CONSTEXPR:  # what a weight is made of is not kept
             name, declared = operation.outputs[0].name, self._type(operation.outputs[0].type)
             code.constants[name] = self._constexpr(kind, operation, declared)
             types[name] = declared
             return
+        inputs = {key: self._binding(code, argument) for key, argument in operation.inputs.items()}
         if kind not in OPERATIONS and kind not in _STATE_OPERATIONS:
             raise NotImplementedError(f"the operation {kind}")
         if kind == "write_state":
@@ -223,7 +223,7 @@ class Package:
         sources |= {name: value for name, value in operation.attributes.items() if name != "name"}
         identity = (kind, *((name, _identity(kind, value)) for name, value in sorted(sources.items())))
         if identity not in self._shared:
-            result = CONSTEXPR[kind]({name: self._value(value) for name, value in sources.items()})
+            result = CONSTEXPR[kind]({name: self._read(value) for name, value in sources.items()})
             self._shared[identity] = result.astype(np.float16) if declared.dtype == np.float16 else result
         result = self._shared[identity]
         if result.shape != declared.shape:
@@ -243,18 +243,24 @@ class Package:
         return TensorType(_DTYPES[tensor.dataType][0], shape, is_state)
 
     def _value(self, value: Any, *, keep_half: bool = False) -> Any:
+        """Return a constant as `_read` does. Functions that share its data share the result."""
+        if value.WhichOneof("value") != "blobFileValue":
+            return self._read(value)
+        key = (keep_half, int(value.blobFileValue.offset))
+        if key not in self._shared:
+            self._shared[key] = self._read(value, keep_half=keep_half)
+        return self._shared[key].reshape(self._type(value.type).shape)
+
+    def _read(self, value: Any, *, keep_half: bool = False) -> Any:
         """Return a constant: a string or an array; floats as float32, or as float16 if the weight file has them so."""
         declared = self._type(value.type)
-        if value.WhichOneof("value") == "blobFileValue":
-            dtype, bits = _DTYPES[value.type.tensorType.dataType]
-            offset = int(value.blobFileValue.offset)
-            is_half = keep_half and dtype == np.float16
-            key = ("half", offset) if is_half else offset
-            if key not in self._shared:
-                flat = self._weights.read(offset, int(np.prod(declared.shape, dtype=np.int64)), dtype, bits)
-                self._shared[key] = flat.astype(np.float32) if declared.is_float and not is_half else flat
-            return self._shared[key].reshape(declared.shape)
-        return _immediate(value.immediateValue.tensor, declared)
+        if value.WhichOneof("value") != "blobFileValue":
+            return _immediate(value.immediateValue.tensor, declared)
+        dtype, bits = _DTYPES[value.type.tensorType.dataType]
+        n_values = int(np.prod(declared.shape, dtype=np.int64))
+        found = self._weights.read(int(value.blobFileValue.offset), n_values, dtype, bits).reshape(declared.shape)
+        is_half = keep_half and dtype == np.float16
+        return found.astype(np.float32) if declared.is_float and not is_half else found
 
 
 def _identity(kind: str, value: Any) -> int | bytes:

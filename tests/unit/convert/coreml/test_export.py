@@ -152,6 +152,13 @@ def test_functions_share_their_weights(tiny_checkpoint: Make, tmp_path: Path) ->
     assert sizes["weight.bin"] < checkpoint / 2
 
 
+def test_what_a_weight_is_made_of_is_not_kept(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    package = Package(export_tiny(tiny_checkpoint("llama"), tmp_path, variant="gpu"))
+    for name in package.functions:
+        kept = [value for value in package.function(name).constants.values() if getattr(value, "size", 0) > 1000]
+        assert {value.dtype for value in kept} == {np.dtype(np.float16)}
+
+
 def test_a_state_can_be_saved_and_put_back(tiny_checkpoint: Make, tmp_path: Path) -> None:
     package = export_tiny(tiny_checkpoint("llama"), tmp_path, variant="fp16")
     decode = MilModel(package, function_name="decode")
