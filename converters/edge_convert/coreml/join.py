@@ -36,10 +36,11 @@ def join_functions(parts: Mapping[str, Path], joined: Path) -> None:
     spec = read_spec(spec_path)
     description, program = spec.description, spec.mlProgram
     with weight_path.open("r+b") as weights:
-        known: dict[bytes, int] = {}
-        for value in _blobs(program.functions["main"]):
-            _, digest = _identify(weights, value.offset)
-            known.setdefault(digest, value.offset)
+        known: dict[tuple[bytes, bytes], int] = {}  # by content and type, so that equal weights are one for all functions
+        for value in _stored(program.functions["main"]):
+            blob = value.blobFileValue
+            key = (_identify(weights, blob.offset)[1], value.type.SerializeToString(deterministic=True))
+            blob.offset = known.setdefault(key, blob.offset)
         _describe(description, names[0], description)
         program.functions[names[0]].CopyFrom(program.functions["main"])
         for name in names[1:]:
@@ -48,11 +49,12 @@ def join_functions(parts: Mapping[str, Path], joined: Path) -> None:
             _describe(description, name, other.description)
             program.functions[name].CopyFrom(other.mlProgram.functions["main"])
             with other_weights.open("rb") as source:
-                for value in _blobs(program.functions[name]):
-                    record, digest = _identify(source, value.offset)
-                    if digest not in known:
-                        known[digest] = _append(weights, source, record)
-                    value.offset = known[digest]
+                for value in _stored(program.functions[name]):
+                    record, digest = _identify(source, value.blobFileValue.offset)
+                    key = (digest, value.type.SerializeToString(deterministic=True))
+                    if key not in known:
+                        known[key] = _append(weights, source, record)
+                    value.blobFileValue.offset = known[key]
         write_record_count(weights, len(known))
     del program.functions["main"]
     for field in ("input", "output", "state"):
@@ -69,13 +71,13 @@ def _describe(description: Any, name: str, source: Any) -> None:
     function.state.extend(source.state)
 
 
-def _blobs(function: Any) -> Iterator[Any]:
-    """Yield every reference of a function into the weight file."""
+def _stored(function: Any) -> Iterator[Any]:
+    """Yield every value of a function that is in the weight file."""
     for block in function.block_specializations.values():
         for operation in block.operations:
             values = list(operation.attributes.values())
             values += [binding.value for argument in operation.inputs.values() for binding in argument.arguments]
-            yield from (value.blobFileValue for value in values if value.WhichOneof("value") == "blobFileValue")
+            yield from (value for value in values if value.WhichOneof("value") == "blobFileValue")
 
 
 def _identify(file: BinaryIO, offset: int) -> tuple[Record, bytes]:
