@@ -85,8 +85,14 @@ def engines_with(kv_type: str, artifact: Artifact, cpu: Cpu) -> list[str]:
     return [
         name
         for name, row in ENGINES.items()
-        if artifact.format in row.formats and kv_type in row.kv_types and row.kv_needs.get(kv_type, "") in ("", *cpu.features)
+        if artifact.format in row.formats and kv_type in row.kv_types and not _missing(row, kv_type, cpu)
     ]
+
+
+def _missing(row: EngineRow, kv_type: str, cpu: Cpu) -> str:
+    """Return the instruction set that an engine needs for a type of keys and values and the CPU lacks; "" for none."""
+    needed = row.kv_needs.get(kv_type, "")
+    return "" if needed in cpu.features else needed
 
 
 def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow, cpu: Cpu) -> None:
@@ -106,9 +112,9 @@ def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow, cpu
             raise UsageError(
                 f"{row.title} cannot store a KV cache as {name}.", f"Use one of: {', '.join(row.kv_types)}.{others}"
             )
-        if (needed := row.kv_needs.get(name)) and needed not in cpu.features:
+        if missing := _missing(row, name, cpu):
             raise UsageError(
-                f"{row.title} stores a KV cache as {name} only on CPUs with {needed}: without it that is slow.",
+                f"{row.title} stores a KV cache as {name} only on CPUs with {missing}: without it that is slow.",
                 "Use --kv-type f16.",
             )
         if width % KV_BLOCKS[name][0]:

@@ -36,11 +36,10 @@ def join_functions(parts: Mapping[str, Path], joined: Path) -> None:
     spec = read_spec(spec_path)
     description, program = spec.description, spec.mlProgram
     with weight_path.open("r+b") as weights:
-        known: dict[tuple[bytes, bytes], int] = {}  # by content and type, so that equal weights are one for all functions
+        known: dict[bytes, int] = {}  # equal weights are one for all functions
         for value in _stored(program.functions["main"]):
-            blob = value.blobFileValue
-            key = (_identify(weights, blob.offset)[1], value.type.SerializeToString(deterministic=True))
-            blob.offset = known.setdefault(key, blob.offset)
+            _, key = _identify(weights, value)
+            value.blobFileValue.offset = known.setdefault(key, value.blobFileValue.offset)
         _describe(description, names[0], description)
         program.functions[names[0]].CopyFrom(program.functions["main"])
         for name in names[1:]:
@@ -50,8 +49,7 @@ def join_functions(parts: Mapping[str, Path], joined: Path) -> None:
             program.functions[name].CopyFrom(other.mlProgram.functions["main"])
             with other_weights.open("rb") as source:
                 for value in _stored(program.functions[name]):
-                    record, digest = _identify(source, value.blobFileValue.offset)
-                    key = (digest, value.type.SerializeToString(deterministic=True))
+                    record, key = _identify(source, value)
                     if key not in known:
                         known[key] = _append(weights, source, record)
                     value.blobFileValue.offset = known[key]
@@ -80,11 +78,12 @@ def _stored(function: Any) -> Iterator[Any]:
             yield from (value for value in values if value.WhichOneof("value") == "blobFileValue")
 
 
-def _identify(file: BinaryIO, offset: int) -> tuple[Record, bytes]:
-    """Return a record, and a digest of its type and content."""
-    record = read_record(file, offset)
+def _identify(file: BinaryIO, value: Any) -> tuple[Record, bytes]:
+    """Return the record of a stored value, and a digest of its type, shape and content."""
+    record = read_record(file, value.blobFileValue.offset)
     file.seek(record.start)
-    digest = hashlib.sha256(f"{record.kind}:{record.padding_bits}:".encode())
+    digest = hashlib.sha256(value.type.SerializeToString(deterministic=True))
+    digest.update(f"{record.kind}:{record.padding_bits}:".encode())
     digest.update(file.read(record.size))
     return record, digest.digest()
 
