@@ -53,8 +53,13 @@ def answer(backend: OpenVINOBackend) -> tuple[npt.NDArray[np.float32], dict[str,
         return backend.logits(0), backend.passes.kinds, backend.is_faster_next
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "gemma3", "llama longrope"])
-@pytest.mark.parametrize("kv_type", ["f16", "u8", pytest.param("bf16", marks=HAS_AMX)])
+@pytest.mark.parametrize(
+    ("kind", "kv_type"),
+    [
+        ("Q4_0", "f16"), ("Q4_1", "f16"), ("Q4_1", "u8"), ("Q4_1", "f32"), pytest.param("Q4_1", "bf16", marks=HAS_AMX),
+        ("gemma3", "f16"), ("gemma3", "u8"), ("llama longrope", "f16"),
+    ],
+)  # fmt: skip
 def test_a_stored_model_computes_the_same_bits(load: Open, tmp_path: Path, kind: str, kv_type: str) -> None:
     types = {"kv_type_k": kv_type, "kv_type_v": kv_type}
     first, kinds, is_stored = answer(load(kind, **types))
@@ -64,7 +69,8 @@ def test_a_stored_model_computes_the_same_bits(load: Open, tmp_path: Path, kind:
     assert folder.stat().st_mode & 0o077 == 0, "nobody else may read a model's weights, or change them"
     second, same_kinds, is_stored = answer(load(kind, **types))
     assert not is_stored
-    for part in ("PagedAttention", "RoPE", "RMS", "FullyConnected", "Eltwise", "Convert", "Reshape"):
+    products = [part for part in (*kinds, *same_kinds) if part.startswith("FullyConnected")]  # by the type of their weights
+    for part in ("PagedAttention", "RoPE", "RMS", "Eltwise", "Convert", "Reshape", *products):
         assert same_kinds.get(part) == kinds.get(part), part
     np.testing.assert_array_equal(first, second)
 

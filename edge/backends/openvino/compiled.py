@@ -41,8 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["Compiled", "Source", "compile_model"]
 
 _log = logging.getLogger("edge.openvino")
-_FORMAT = 2  # of what is stored; the version of edge, which writes the graph, counts beside it
+_FORMAT = 3  # of what is stored; the version of edge, which writes the graph, counts beside it
 _FOLDER = "openvino"
+_KEEP_PRECISION = "keep_const_precision_0"
+"""Mark of constants that the plug-in is to leave in 4 bits; otherwise it widens them to 8, since a product has them already."""
 _LEAST_BYTES, _MOST_BYTES = 16 << 20, 1 << 30  # smaller models load at once, larger ones take too much of the disk
 _BUDGET_BYTES, _FREE_BYTES = 3 << 30, 2 << 30  # of all stored models; left on the disk
 _COMPILING_FACTOR = 3  # as the plan has it
@@ -213,6 +215,8 @@ def _read(ov: Any, folder: Path, about: _About, properties: Mapping[str, Any]) -
                 info = node.get_rt_info()
                 for name, value in about.widths[node.get_friendly_name()].items():
                     info[name] = value
+            elif node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.u4:
+                node.get_rt_info()[_KEEP_PRECISION] = True
         for cache in model.get_parameters():
             if "_cache." in cache.get_friendly_name():  # the plug-in chooses the type, and shape, again
                 cache.set_element_type(ov.Type.dynamic)

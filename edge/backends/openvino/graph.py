@@ -78,8 +78,19 @@ def build(ov: Any, shape: Shape, tensors: Tensors, *, is_paged: bool = True) -> 
 
 
 def count_kinds(ov: Any, compiled: Any) -> Counter[str]:
-    """Return how many operations of each kind the compiled model has: "FullyConnected", "RoPE", "RMS", "PagedAttention", ..."""
-    return Counter(str(node.get_rt_info()["layerType"].value) for node in compiled.get_runtime_model().get_ops())
+    """Return how many operations of each kind the compiled model has.
+
+    They are "FullyConnected", "RoPE", "RMS", "PagedAttention", ...; products also by the type of their weights, such as
+    "FullyConnected u4".
+    """
+    found: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        about = node.get_rt_info()
+        kind = str(about["layerType"].value)
+        found[kind] += 1
+        if kind == "FullyConnected":
+            found[f"{kind} {about['runtimePrecision'].value}"] += 1
+    return found
 
 
 def _check_windows(model: Any, shape: Shape) -> None:
