@@ -77,7 +77,7 @@ def load(
             else.
         context: context window in tokens; None is as many as fit.
         threads: CPU threads.
-        kv_type: how keys and values are stored: "f16", "q8_0" or "q4_0"; with OpenVINO "f16", "u8" or "bf16".
+        kv_type: how keys and values are stored: "f16", "q8_0" or "q4_0"; with OpenVINO "f16", "u8", "bf16" or "f32".
         gpu_layers: layers on the accelerator; -1 is all.
         parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. The plan says what it
             costs in memory. None lets the plan choose.

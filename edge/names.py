@@ -22,7 +22,7 @@ Accelerator = Literal["cuda", "ane", "metal", "tensorrt", "openvino", "qnn", "in
 ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
 """Accelerators, the best first. The Neural Engine and a Mac's GPU come together; the Neural Engine uses less energy."""
 
-KVType = Literal["f16", "bf16", "q8_0", "u8", "q4_0"]
+KVType = Literal["f32", "f16", "bf16", "q8_0", "u8", "q4_0"]
 KV_TYPES: tuple[KVType, ...] = get_args(KVType)
 """Types of keys and values that a user may choose, the most exact first; `edge.registry` says which an engine has."""
 

@@ -59,6 +59,7 @@ class EngineRow:
         options: settings that it lets one choose.
         kv_types: of keys and values, where it lets one choose; the usual one first.
         kv_needs: of those, type -> instruction set of the CPU that it needs.
+        kv_mixed: keys may have another type than values.
         package: what has to be installed; None if nothing.
         n_seq: sequences side by side, unless asked otherwise.
         n_spare: KV buffers beside one a sequence, for engines whose sequences have buffers of their own.
@@ -86,6 +87,7 @@ class EngineRow:
     options: tuple[Option, ...] = ()
     kv_types: tuple[KVType, ...] = ()
     kv_needs: Mapping[str, str] = field(default_factory=dict)
+    kv_mixed: bool = True
     package: EnginePackage | None = None
     n_seq: int = 2
     n_spare: int = 0
@@ -156,8 +158,9 @@ ENGINES: dict[str, EngineRow] = {
             on_request=("intel-gpu",),  # has not been run
             on_trial=("intel-gpu",),
             options=("threads", "n_ubatch", "kv_type"),
-            kv_types=("f16", "u8", "bf16"),
+            kv_types=("f16", "u8", "bf16", "f32"),
             kv_needs={"bf16": "amx_bf16"},
+            kv_mixed=False,
             n_seq=4,
             weights_factor=3.5,  # those of the graph and the plug-in's own copy, both with four bits more a weight for a Q4_1
             why_not="edge.backends.openvino.support:why_not",

@@ -92,7 +92,10 @@ _MODEL = [
     ),
     click.option("--gpu-layers", metavar="N", help="Layers on the accelerator; -1 for all."),
     click.option(
-        "--kv-type", metavar="TYPE", shell_complete=complete_kv_type, help="Type of the KV cache: f16, q8_0, q4_0, u8, bf16."
+        "--kv-type",
+        metavar="TYPE",
+        shell_complete=complete_kv_type,
+        help="Type of the KV cache: f16, q8_0, q4_0, u8, bf16, f32.",
     ),
     click.option(
         "-s",

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from edge.bench.ladder_values import Kind, Setup
 from edge.errors import EdgeError
+from edge.plan.checks import engines_with
 from edge.plan.make import make_plan
 from edge.plan.placement import find_targets, is_installed
 from edge.plan.receipt import PlanRequest
@@ -125,6 +126,8 @@ def _setup(plan: Plan, artifact: Artifact, below: Setup | None = None) -> Setup:
         values |= {"threads": below.threads, "threads_batch": below.threads_batch if own else below.threads}
     if plan.backend == below.backend:
         values["flash_attention"] = below.flash_attention
+    if below.kv_type not in ENGINES[plan.backend].kv_types:
+        values["kv_type"] = None
     return replace(below, **values)
 
 
@@ -171,7 +174,21 @@ def _on_engines(models: Models, artifact: Artifact, below: Setup, *, with_below:
     return found
 
 
+def _in_floats(models: Models, below: Setup) -> list[Variant] | str:
+    """Return the packed weights on engines that need not round the inputs of products to 8 bits for them."""
+    found: list[Variant] = []
+    for artifact in models.packed:
+        able = engines_with("f32", artifact, models.device.cpu)
+        for one in _on_engines(models, artifact, below, with_below=True):
+            if one.setup.backend in able and one.setup.accelerator == "cpu":
+                setup = replace(one.setup, kv_type="f32")
+                found.append(Variant(f"{artifact.quantisation} in floats, {one.title}", setup))
+    return found or "no engine here computes packed weights in floats"
+
+
 def _two_engines(models: Models, below: Setup) -> list[Variant] | str:
+    if below.kv_type is not None:
+        return f"no other engine reads keys and values in {below.kv_type}"
     return _prefilled_elsewhere(models, models.start, below) or "no second engine here runs these weights"
 
 
@@ -198,16 +215,18 @@ def _packed(models: Models, below: Setup) -> list[Variant] | str:
     found: list[Variant] = []
     for artifact in models.packed:
         kind = artifact.quantisation if artifact.format == "gguf" else artifact.kind
-        tried = _on_engines(models, artifact, replace(below, draft=None), with_below=True)
+        tried = _on_engines(models, artifact, replace(below, draft=None, kv_type=None), with_below=True)
         tried += [pair for one in tried for pair in _prefilled_elsewhere(models, artifact, one.setup)]
         found += [Variant(f"{kind}, {one.title}", one.setup) for one in tried]
     return found or "no engine here runs it"
 
 
 def _kv_type(models: Models, below: Setup) -> list[Variant] | str:
-    if below.backend != "llamacpp":
-        return f"{ENGINES[below.backend].title} has no q8_0 for keys and values"
-    return [Variant("KV cache in 8 bits", replace(below, kv_type="q8_0", flash_attention=True))]
+    row = ENGINES[below.backend]
+    kv_type = next((name for name in ("q8_0", "u8") if name in row.kv_types), None)
+    if kv_type is None:
+        return f"{row.title} has no 8 bits for keys and values"
+    return [Variant("KV cache in 8 bits", replace(below, kv_type=kv_type, flash_attention=True))]
 
 
 def _student(models: Models, below: Setup) -> list[Variant] | str:
@@ -222,6 +241,7 @@ STEPS = (
     Step("threads", "lossless", _threads, is_about_speed=True),
     Step("attention", "lossless", _flash, is_about_speed=True),
     Step("engine", "lossless", _engine, is_about_speed=True),
+    Step("floats", "lossless", _in_floats, is_about_speed=True),
     Step("two-engines", "lossless", _two_engines, is_about_speed=True),
     Step("prefix", "lossless", _switch("prefixes are reused", reuses=True), worth=_NO_WORSE),
     Step("disk", "lossless", _switch("KV cache on the disk", disk=True), worth=_NO_WORSE),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edge.plan.receipt import PlanRequest
     from edge.registry import EngineRow
 
-__all__ = ["check_model", "check_request"]
+__all__ = ["check_model", "check_request", "engines_with"]
 
 _MAX_SEQUENCES = 255
 _MAX_UBATCH = 16384
@@ -97,6 +97,13 @@ def _missing(row: EngineRow, kv_type: str, cpu: Cpu) -> str:
 
 def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow, cpu: Cpu) -> None:
     facts = artifact.facts
+    usual = facts.kv_type or "f16"
+    types = request.kv_type_k or usual, request.kv_type_v or usual
+    if not row.kv_mixed and types[0] != types[1]:
+        raise UsageError(
+            f"Keys as {types[0]} and values as {types[1]} are asked for; {row.title} stores both in one type.",
+            "Set both: --kv-type does.",
+        )
     for name, width in ((request.kv_type_k, facts.head_dim_k), (request.kv_type_v, facts.head_dim_v)):
         if name in (None, facts.kv_type):
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edge.plan.memory import KV_BLOCKS, KV_PAD, Footprint, Layout, same_size
+from edge.plan.memory import KV_BLOCKS, KV_PAD, Footprint, Layout, is_smaller
 from edge.plan.receipt import Choice, MemoryEstimate
 
 if TYPE_CHECKING:
@@ -147,13 +147,17 @@ class Fitting:
         """Return whether values can be stored as asked for: anything but f16 needs flash attention."""
         return self.request.kv_type_v in (None, "f16") or self._has_flash(target)
 
-    def smaller_kv_types(self) -> tuple[str, ...]:
-        """Return the types of keys and values that save memory: none if heads do not consist of whole blocks."""
+    def smaller_kv_types(self, than: str = "") -> tuple[str, ...]:
+        """Return the types of keys and values that save memory: none if heads do not consist of whole blocks.
+
+        Args:
+            than: a type; "" is the usual one.
+        """
         facts = self.artifact.facts
         if facts.kv_type is not None or facts.head_dim_k <= 0:
             return ()
         widths = (facts.head_dim_k, facts.head_dim_v)
-        smaller = [name for name in self.kv_types[1:] if not same_size(name, self.kv_types[0])]
+        smaller = [name for name in self.kv_types if is_smaller(name, than or self.kv_types[0])]
         return tuple(name for name in smaller if not any(width % KV_BLOCKS[name][0] for width in widths))
 
     def smallest(self, target: Target) -> Layout:

@@ -28,11 +28,11 @@ __all__ = [
     "MemoryModel",
     "Parts",
     "gguf_memory",
+    "is_smaller",
     "memory_model",
-    "same_size",
 ]
 
-KV_BLOCKS = {"f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "u8": (32, 40), "q4_0": (32, 18)}
+KV_BLOCKS = {"f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "u8": (32, 40), "q4_0": (32, 18)}
 """Type of keys and values that the engine can choose -> numbers in a block, bytes of a block."""
 
 KV_PAD = 256
@@ -399,7 +399,7 @@ def _states(header: GGUFHeader) -> tuple[int, ...]:
     return tuple(4 * numbers if recurrent else 0 for recurrent in _recurrent_layers(header))
 
 
-def same_size(one: str, other: str) -> bool:
-    """Return whether keys and values of two types take the same memory."""
+def is_smaller(one: str, other: str) -> bool:
+    """Return whether keys and values of one type take less memory than those of another."""
     (n_ours, ours), (n_theirs, theirs) = KV_BLOCKS[one], KV_BLOCKS[other]
-    return ours * n_theirs == theirs * n_ours
+    return ours * n_theirs < theirs * n_ours

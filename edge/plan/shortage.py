@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import ModelTooLargeError
-from edge.plan.memory import KV_PAD, same_size
+from edge.plan.memory import KV_PAD, is_smaller
 from edge.units import size_text
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def _nearest(fitting: Fitting, targets: Sequence[Target]) -> str:
 
     request, offers = fitting.request, []
     if request.context is not None:
-        is_exact = all(name is None or same_size(name, "f16") for name in (request.kv_type_k, request.kv_type_v))
-        smaller = fitting.smaller_kv_types() if is_exact else ()
+        asked = [name for name in (request.kv_type_k, request.kv_type_v) if name is not None]
+        is_exact = not any(is_smaller(name, "f16") for name in asked)
+        smaller = fitting.smaller_kv_types(next((name for name in asked if name == "f32"), "")) if is_exact else ()
         kv_type = next((name for name in smaller if fits(kv_type_k=name, kv_type_v=name)), None)
         if kv_type is not None:
             offers.append(f"--kv-type {kv_type}")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from edge.backends.base import Backend, open_backend
+from edge.backends.llamacpp.unpack import unpack
 from edge.backends.openvino import library
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, UnsupportedError, UsageError
 from edge.formats.artifact import open_artifact
@@ -26,11 +27,12 @@ PLAIN = (
     "llama", "llama tied", "llama scaled", "llama factors", "llama yarn", "llama longrope", "qwen2", "qwen3", "phi3",
     "phi3 partial", "gemma3", "gemma3 scaled", "smollm3", "granite", "olmo2",
 )  # fmt: skip
-KINDS = (*PLAIN, "Q4_0", "Q4_1", "Q8_0", "mixed")
+PACKED = ("Q4_0", "Q4_1", "Q8_0", "mixed")
+KINDS = (*PLAIN, *PACKED)
 PARTS = {  # of the compiled model: paged attention, rotations, norms, products with weights
     "llama": (2, 4, 5, 9), "llama yarn": (2, 4, 5, 9), "qwen2": (2, 4, 5, 9), "qwen3": (2, 4, 9, 9), "phi3": (2, 4, 5, 9),
-    "phi3 partial": (2, 4, 5, 9), "gemma3": (6, 12, 37, 25), "Q4_1": (2, 4, 5, 9), "smollm3": (4, 6, 9, 17),
-    "olmo2": (2, 4, 9, 9),
+    "phi3 partial": (2, 4, 5, 9), "gemma3": (6, 12, 37, 31), "Q4_1": (2, 4, 5, 11), "smollm3": (4, 6, 9, 21),
+    "olmo2": (2, 4, 9, 11),
 }  # fmt: skip
 
 
@@ -62,7 +64,8 @@ def test_logits_are_those_of_llama_cpp(plan_of: Callable[..., Any], kind: str) -
     tokens = [int(token) for token in np.random.default_rng(1).integers(20, 256, 80)]
     with open_backend(plan_of(kind, flash_attention=False)) as reference:
         expected = logits(reference, tokens)
-    with open_backend(plan_of(kind, backend="openvino")) as backend:
+    types = {} if kind in PLAIN else {"kv_type_k": "f16", "kv_type_v": "f16"}
+    with open_backend(plan_of(kind, backend="openvino", **types)) as backend:
         whole = logits(backend, tokens)
         backend.rewind(0, 0)
         backend.prefill(0, tokens)
@@ -74,6 +77,21 @@ def test_logits_are_those_of_llama_cpp(plan_of: Callable[..., Any], kind: str) -
     assert error < most, error
     assert np.sqrt(((at_once - expected[-1]) ** 2).mean()) / spread < most
     assert (whole.argmax(1) == expected.argmax(1)).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_in_floats_logits_are_those_of_the_weights_unpacked(plan_of: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    tokens = [int(token) for token in np.random.default_rng(1).integers(20, 256, 80)]
+    plan = plan_of(kind, backend="openvino", kv_type_k="f32", kv_type_v="f32")
+    unpacked = tmp_path / "unpacked.gguf"
+    unpack(plan.artifact.path, unpacked, 1)
+    reference = make_plan(unpacked, flash_attention=False, kv_type_k="f32", kv_type_v="f32")
+    with open_backend(reference) as backend:
+        expected = logits(backend, tokens)
+    with open_backend(plan) as backend:
+        found = logits(backend, tokens)
+        assert backend.neutral is None, "no other engine reads these"
+    assert np.sqrt(((found - expected) ** 2).mean()) / expected.std() < 0.002
 
 
 @HAS_AMX

@@ -209,7 +209,12 @@ class _Builder:
     def _gate_and_up(self, name: str, x: Any) -> list[Any]:
         up = self._tensors.matrix(f"{name}.ffn_up.weight")
         if f"{name}.ffn_gate.weight" in self._tensors:
-            return self._products(x, [self._tensors.matrix(f"{name}.ffn_gate.weight"), up])
+            parts = [self._tensors.matrix(f"{name}.ffn_gate.weight"), up]
+            # In floats, taking a joined product apart costs more than one product less saves. Two of plain weights would be
+            # fused with what is between them, which divides by zero for small ones (2026.4.1).
+            if self._tensors.in_floats and all(part.scales is not None for part in parts):
+                return [self._product(x, part) for part in parts]
+            return self._products(x, parts)
         half = up.shape[0] // 2  # both in one tensor (Phi-3)
         return self._split(self._product(x, up), [half, half])
 

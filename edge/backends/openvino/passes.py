@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KV_TYPES", "Passes", "Piece", "open_passes"]
 
-KV_TYPES = ("f16", "bf16", "f32", "u8")
+IN_FLOATS = ("bf16", "f32")
+"""Types of keys and values with which inputs of products stay floats; with others they are rounded to 8 bits."""
+
+KV_TYPES = ("f16", "u8", *IN_FLOATS)
 _KV_GROUP = 32  # numbers of a key or value in 8 bits that share a scale and a zero point
 _TRIED = 48  # tokens; more than one block
 
@@ -56,7 +59,7 @@ def open_passes(ov: Any, header: GGUFHeader, plan: Plan, cache_dir: Path | None 
         )
     path = plan.artifact.path
     shape = read_shape(header, path, plan.n_ctx)
-    tensors = Tensors(path, header, in_bfloat16=plan.kv_type_k == "bf16")
+    tensors = Tensors(path, header, in_floats=plan.kv_type_k in IN_FLOATS)
     if plan.accelerator != "cpu":
         device = find_device(ov, plan.accelerator)
         properties = {"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": plan.kv_type_k}
@@ -179,16 +182,16 @@ class Passes:
 
 
 def _properties(plan: Plan) -> dict[str, Any]:
-    # Attention on keys and values in bfloat16 is computed in it, and then the plug-in computes everything in it.
-    in_bfloat16 = plan.kv_type_k == "bf16"
+    kv_type = plan.kv_type_k
     # Each position has scales of its own. Keys would be scaled by channel, so that no position of a block could move alone.
     by_token = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN", "KEY_CACHE_GROUP_SIZE": _KV_GROUP, "VALUE_CACHE_GROUP_SIZE": _KV_GROUP}
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": plan.n_threads,
-        "INFERENCE_PRECISION_HINT": "bf16" if in_bfloat16 else "f32",
-        "KV_CACHE_PRECISION": plan.kv_type_k,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if in_bfloat16 else 32,  # inputs of products in 8 bits
-        **(by_token if plan.kv_type_k == "u8" else {}),
+        # Attention on keys and values in bfloat16 is computed in it, and then the plug-in computes everything in it.
+        "INFERENCE_PRECISION_HINT": "bf16" if kv_type == "bf16" else "f32",
+        "KV_CACHE_PRECISION": kv_type,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if kv_type in IN_FLOATS else 32,  # inputs of products in 8 bits
+        **(by_token if kv_type == "u8" else {}),
     }

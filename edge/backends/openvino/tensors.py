@@ -25,13 +25,13 @@ class Tensors:
     Args:
         path: of the file.
         header: of it.
-        in_bfloat16: products are computed in bfloat16, see `edge.backends.openvino.weights`.
+        in_floats: products are computed in floats, see `edge.backends.openvino.weights`.
     """
 
-    def __init__(self, path: Path, header: GGUFHeader, *, in_bfloat16: bool = False) -> None:
+    def __init__(self, path: Path, header: GGUFHeader, *, in_floats: bool = False) -> None:
         self._data = np.memmap(path, np.uint8, "r", offset=header.data_offset)
         self._tensors = {tensor.name: tensor for tensor in header.tensors}
-        self._in_bfloat16 = in_bfloat16
+        self.in_floats = in_floats
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -45,7 +45,7 @@ class Tensors:
         """
         tensor = self._find(name)
         data = self._data[tensor.offset : tensor.offset + tensor.size_bytes]
-        return unpack(tensor.type, data, tensor.shape, in_bfloat16=self._in_bfloat16)
+        return unpack(tensor.type, data, tensor.shape, in_floats=self.in_floats)
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         """Return a tensor as plain numbers. Raises as `matrix`."""

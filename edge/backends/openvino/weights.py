@@ -1,15 +1,15 @@
 """Blocks of a GGUF file -> OpenVINO's compressed weights: integers with a scale for each group, which stay integers in memory.
 
 The plug-in keeps `(integers - zero points) x scales` as they are where a matrix product reads them. It computes with integers,
-eight bits a value of the input, where every group has 32 weights and zero points are integers, too; in bfloat16 they may be any
+eight bits a value of the input, where every group has 32 weights and zero points are integers, too; in floats they may be any
 numbers. Formats map onto it so:
 
     Q8_0          i8 x d
     Q4_0          (u4 - 8) x d
     Q4_1          w = d q + m, as u8: (16 q - round(-16 m / d)) x d / 16. So the zero point is off by at most d / 32.
-                  In bfloat16 as u4: (q + m / d) x d
+                  In floats as u4: (q + m / d) x d
     Q4_K          as Q4_1, with the scale and minimum of each group of 32
-    Q5_K, Q5_1    the same with 8 q, in bfloat16 as u8: (q + m / d) x d; Q5_0 as (8 q - 128) x d / 8
+    Q5_K, Q5_1    the same with 8 q, in floats as u8: (q + m / d) x d; Q5_0 as (8 q - 128) x d / 8
     Q6_K          i8 x (d x scale), groups of 16: exact, and computed with floats
     F16, F32      as they are
 
@@ -79,14 +79,14 @@ class _WithMinimum(NamedTuple):
     bits: int
 
 
-def unpack(type_name: str, data: npt.NDArray[np.uint8], shape: Sequence[int], *, in_bfloat16: bool = False) -> Packed:
+def unpack(type_name: str, data: npt.NDArray[np.uint8], shape: Sequence[int], *, in_floats: bool = False) -> Packed:
     """Return the matrix in the blocks of a tensor.
 
     Args:
         type_name: of GGUF, a key of TYPES.
         data: its bytes.
         shape: in ggml's order, the columns first.
-        in_bfloat16: products with it are computed so.
+        in_floats: products with it are computed in floats, of 32 or 16 bits.
 
     Raises:
         ModelFileError: a scale is no finite float16.
@@ -99,7 +99,7 @@ def unpack(type_name: str, data: npt.NDArray[np.uint8], shape: Sequence[int], *,
         packed = found
     else:
         _check_numbers(found.scale, found.least)
-        packed = (_with_float_zeros if in_bfloat16 else _with_whole_zeros)(found)
+        packed = (_with_float_zeros if in_floats else _with_whole_zeros)(found)
     _check_numbers(packed.scales)
     return packed
 

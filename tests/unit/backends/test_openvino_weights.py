@@ -53,7 +53,7 @@ def test_what_is_unpacked_stands_for_what_the_blocks_stand_for(name: str) -> Non
 def test_with_floats_as_zero_points_weights_are_rounded_less(name: str) -> None:
     data = blocks(name)
     expected = dequantize(data.reshape(N_ROWS, -1), gguf.GGMLQuantizationType[name]).astype(np.float32)
-    found = unpack(name, data, (N_COLUMNS, N_ROWS), in_bfloat16=True)
+    found = unpack(name, data, (N_COLUMNS, N_ROWS), in_floats=True)
     assert found.bits == (4 if "4" in name else 8)
     assert found.scales is not None
     assert isinstance(found.zeros, np.ndarray)
@@ -64,8 +64,8 @@ def test_with_floats_as_zero_points_weights_are_rounded_less(name: str) -> None:
     assert np.sqrt((error**2).mean()) < 0.001 * np.abs(expected).mean()
 
 
-@pytest.mark.parametrize("in_bfloat16", [False, True])
-def test_a_block_of_equal_weights_and_one_far_from_zero_keep_their_values(in_bfloat16: bool) -> None:
+@pytest.mark.parametrize("in_floats", [False, True])
+def test_a_block_of_equal_weights_and_one_far_from_zero_keep_their_values(in_floats: bool) -> None:
     q = np.arange(32, dtype=np.uint8) % 16
     nibbles = (q[:16] | (q[16:] << 4)).astype(np.uint8)
 
@@ -75,18 +75,18 @@ def test_a_block_of_equal_weights_and_one_far_from_zero_keep_their_values(in_bfl
     near = block(2**-20, 1.0)  # its zero point, -2 ** 20, is no float16
     data = np.frombuffer(block(0.0, 0.25) + block(0.001, 5.0) + block(0.001, -5.0) + near + block(0.0, 0.0), np.uint8)
     expected = dequantize(data.reshape(1, -1), gguf.GGMLQuantizationType.Q4_1)
-    found = unpack("Q4_1", data, (160, 1), in_bfloat16=in_bfloat16).dense()
+    found = unpack("Q4_1", data, (160, 1), in_floats=in_floats).dense()
     np.testing.assert_allclose(found, expected, atol=0.011, rtol=0)
     assert (found[:, 128:] == 0).all()
 
 
-@pytest.mark.parametrize("in_bfloat16", [False, True])
+@pytest.mark.parametrize("in_floats", [False, True])
 @pytest.mark.parametrize("at", [0, 2])
-def test_a_scale_or_minimum_that_is_no_number_is_refused(at: int, in_bfloat16: bool) -> None:
+def test_a_scale_or_minimum_that_is_no_number_is_refused(at: int, in_floats: bool) -> None:
     data = blocks("Q4_1").copy()
     data[at : at + 2] = np.frombuffer(np.array([np.nan], np.float16).tobytes(), np.uint8)
     with pytest.raises(ModelFileError, match="not a number"):
-        unpack("Q4_1", data, (N_COLUMNS, N_ROWS), in_bfloat16=in_bfloat16)
+        unpack("Q4_1", data, (N_COLUMNS, N_ROWS), in_floats=in_floats)
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:

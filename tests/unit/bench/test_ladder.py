@@ -262,6 +262,30 @@ def test_the_second_engine_is_asked_for_by_name_and_written_into_the_settings(
     assert settings_of(done, with_loss=False)["engine.prefill_with"] == "openvino"
 
 
+def test_packed_weights_are_computed_in_floats_where_an_engine_can(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    by_name = {step.name: step for step in STEPS}
+    assert isinstance(by_name["floats"].variants(models, naive_setup(models)), str)  # nothing is packed
+    both = changed(models, engines=("llamacpp", "openvino"), packed=(models.start,))
+    (found,) = by_name["floats"].variants(both, naive_setup(both))
+    assert isinstance(found, Variant)
+    assert (found.title.partition(" ")[2], found.setup.backend) == ("in floats, OpenVINO", "openvino")
+    assert found.setup.kv_type == "f32"
+    assert isinstance(by_name["two-engines"].variants(both, found.setup), str)  # no other engine reads its keys and values
+    for name in ("int4", "kv-type"):
+        assert not {one.setup.kv_type for one in by_name[name].variants(both, found.setup)} & {"f32"}
+
+    def of(setup: Setup) -> tuple[list[Turn], float]:
+        return [turn(500.0 if setup.kv_type == "f32" else 1000.0)], 0.0
+
+    done = climbed(both, tmp_path, monkeypatch, of)
+    assert "floats" in [one.name for one in done.rungs if one.is_taken]
+    found_settings = settings_of(done, with_loss=False)
+    assert (found_settings["backend"], found_settings["kv_type_k"]) == ("openvino", "f32")
+
+
 def test_weights_in_floats_are_left_as_they_are(models: Models, tmp_path: Path) -> None:
     assert unpacked(models.start, tmp_path, ENTRY, 1, 1 << 40) is None
     assert unpacked(changed(models.start, format="onnx"), tmp_path, ENTRY, 1, 1 << 40) is None

@@ -204,12 +204,16 @@ def test_each_engine_has_kv_types_of_its_own() -> None:
     assert (small.backend, small.kv_type_k) == ("openvino", "u8")
     assert small.memory.kv_bytes / exact.memory.kv_bytes == pytest.approx(0.625)
     for backend, kv_type, known in (
-        ("openvino", "q8_0", "f16, u8, bf16"),
+        ("openvino", "q8_0", "f16, u8, bf16, f32"),
         ("llamacpp", "u8", "f16, q8_0, q4_0. For u8: --backend openvino."),
     ):
         with pytest.raises(UsageError, match=f"cannot store a KV cache as {kv_type}") as refused:
             plan(backend=backend, kv_type_k=kv_type, kv_type_v=kv_type)
         assert known in refused.value.hint
+    for mixed in ({"kv_type_k": "u8"}, {"kv_type_k": "u8", "kv_type_v": "f16"}):
+        with pytest.raises(UsageError, match="Keys as u8 and values as f16"):
+            plan(**mixed)
+    assert plan(backend="llamacpp", kv_type_k="q8_0").kv_type_v == "f16"
     with pytest.raises(UsageError, match="as bf16 only on CPUs with amx_bf16") as refused:
         plan(kv_type_k="bf16", kv_type_v="bf16")
     assert refused.value.hint == "Use --kv-type f16."
@@ -232,6 +236,21 @@ def test_with_amx_keys_and_values_can_be_bfloat16() -> None:
     with pytest.raises(ModelTooLargeError) as refused:
         make_plan(replace(xeon, memory=replace(xeon.memory, available_bytes=690 * MIB)), SMALL, asked)
     assert "--kv-type u8" in refused.value.hint, "the same offer as with f16"
+
+
+def test_keys_and_values_in_32_bits_are_asked_for_and_never_offered_for_want_of_memory() -> None:
+    asked = PlanRequest(backend="openvino", context=4096, kv_type_k="f32", kv_type_v="f32")
+    made, exact = (
+        make_plan(with_openvino(), SMALL, asked),
+        make_plan(with_openvino(), SMALL, replace(asked, kv_type_k=None, kv_type_v=None)),
+    )
+    assert made.memory.kv_bytes == 2 * exact.memory.kv_bytes
+    with pytest.raises(ModelTooLargeError) as refused:
+        make_plan(with_openvino(740), SMALL, asked)
+    assert "--kv-type f16" in refused.value.hint, "the first one that fits"
+    with pytest.raises(UsageError, match="cannot store a KV cache as f32") as elsewhere:
+        make_plan(with_openvino(), SMALL, replace(asked, backend="llamacpp"))
+    assert "For f32: --backend openvino" in elsewhere.value.hint
 
 
 def test_heads_that_cannot_be_quantised_stay_exact() -> None:
