@@ -184,6 +184,7 @@ def _models(app: App, settings: Settings, name: str, options: dict[str, Any], fo
         device=device,
         start=start or packed,
         packed=(packed, *others) if start is not None else tuple(others),
+        source=packed if start is not None else None,
         student=student,
         draft=draft or student or (packed if start is not None else None),
         engines=backends,
@@ -292,11 +293,16 @@ def _write(settings: Settings, result: Ladder, *, with_loss: bool) -> None:
     """Put the settings of the chosen rung into the settings file."""
     from edge.bench.ladder_profile import settings_of
     from edge.config import split_key
-    from edge.config.toml import set_in_file
+    from edge.config.toml import set_in_file, unset_in_file
 
-    found = settings_of(result, with_loss=with_loss)
+    found, file = settings_of(result, with_loss=with_loss), settings.paths.config_file
+    written: list[str] = []
     for name, value in found.items():
-        set_in_file(settings.paths.config_file, split_key(name), value)
-    what = ", ".join(f"{name} = {value}" for name, value in found.items())
+        if value is not None:
+            set_in_file(file, split_key(name), value)
+            written.append(f"{name} = {value}")
+        elif unset_in_file(file, split_key(name)):
+            written.append(f"{name} removed")
+    what = ", ".join(written)
     output.note(output.plain(f"Written to {settings.paths.config_file}: {what}."))
     output.note("Undo one with: edge config unset NAME. Batch and attention: edge tune")

@@ -9,7 +9,7 @@ from edge.bench.ladder_values import Ladder, Rung
 __all__ = ["chosen_rung", "settings_of"]
 
 _WITH_LOSS = ("kv-type", "layers")
-"""Steps that change what the model says; its own weights, packed as they came, are not among them."""
+"""Steps that change what the model says; its own weights, packed as they came, are not among them, in floats or not."""
 
 
 def chosen_rung(ladder: Ladder, *, with_loss: bool) -> Rung | None:
@@ -25,6 +25,8 @@ def chosen_rung(ladder: Ladder, *, with_loss: bool) -> Rung | None:
 
 def settings_of(ladder: Ladder, *, with_loss: bool) -> dict[str, object]:
     """Return the settings of the chosen rung: dotted key -> value. Empty if nothing was measured.
+
+    None is a setting that the rung does without, so that one of an earlier ladder must not stay.
 
     Batch and attention are not settings; the plan chooses them, or `edge tune`. So are threads, unless one was better than all.
 
@@ -42,13 +44,10 @@ def settings_of(ladder: Ladder, *, with_loss: bool) -> dict[str, object]:
         "kv.enabled": setup.disk,
         "chat.read_ahead": setup.read_ahead,
         "engine.speculate": setup.speculates or setup.draft is not None,
+        "kv_type_k": setup.kv_type,
+        "kv_type_v": setup.kv_type,
+        "engine.prefill_with": setup.prefill_with,
+        "engine.draft": os.fsdecode(setup.draft) if setup.draft is not None else None,
     }
-    if setup.accelerator == "cpu" and not any(one.name == "threads" and one.is_taken for one in ladder.rungs):
-        found["threads"] = setup.threads
-    if setup.kv_type is not None:
-        found |= {"kv_type_k": setup.kv_type, "kv_type_v": setup.kv_type}
-    if setup.prefill_with is not None:
-        found["engine.prefill_with"] = setup.prefill_with
-    if setup.draft is not None:
-        found["engine.draft"] = os.fsdecode(setup.draft)
-    return found
+    is_own = setup.accelerator == "cpu" and not any(one.name == "threads" and one.is_taken for one in ladder.rungs)
+    return found | {"threads": setup.threads if is_own else None}

@@ -36,7 +36,8 @@ class Models:
     Attributes:
         device: from `edge.device.probe`.
         start: the model of the first rung, in 16 bits where that can be made.
-        packed: the model as it is, in each of its formats, if `start` was made of it; otherwise ().
+        packed: the model as it is, in each of its formats, if `start` was made of it; otherwise other formats of it.
+        source: that of which `start` was made: the same weights, packed; None if it is the model as it is.
         student: the same model with fewer layers; None without one.
         draft: a smaller model that guesses tokens; None without one.
         engines: names that may be used; () for every one that is installed and chosen unasked.
@@ -46,6 +47,7 @@ class Models:
     device: DeviceProfile
     start: Artifact
     packed: tuple[Artifact, ...] = ()
+    source: Artifact | None = None
     student: Artifact | None = None
     draft: Artifact | None = None
     engines: tuple[str, ...] = ()
@@ -176,13 +178,14 @@ def _on_engines(models: Models, artifact: Artifact, below: Setup, *, with_below:
 
 def _in_floats(models: Models, below: Setup) -> list[Variant] | str:
     """Return the packed weights on engines that need not round the inputs of products to 8 bits for them."""
-    found: list[Variant] = []
-    for artifact in models.packed:
-        able = engines_with("f32", artifact, models.device.cpu)
-        for one in _on_engines(models, artifact, below, with_below=True):
-            if one.setup.backend in able and one.setup.accelerator == "cpu":
-                setup = replace(one.setup, kv_type="f32")
-                found.append(Variant(f"{artifact.quantisation} in floats, {one.title}", setup))
+    if models.source is None:
+        return "the model has no fewer bits than on the first rung"
+    able = engines_with("f32", models.source, models.device.cpu)
+    found = [
+        Variant(f"{models.source.quantisation} in floats, {one.title}", replace(one.setup, kv_type="f32"))
+        for one in _on_engines(models, models.source, below, with_below=True)
+        if one.setup.backend in able and one.setup.accelerator == "cpu"
+    ]
     return found or "no engine here computes packed weights in floats"
 
 
@@ -206,6 +209,8 @@ def _switch(title: str, **changes: bool) -> Callable[[Models, Setup], list[Varia
 def _draft(models: Models, below: Setup) -> list[Variant] | str:
     if models.draft is None:
         return "no draft model was given (--draft)"
+    if os.fsencode(models.draft.path) == below.path:
+        return "the model itself is no draft of its own"
     return [Variant(f"draft model {models.draft.name}", replace(below, draft=os.fsencode(models.draft.path)))]
 
 
@@ -226,13 +231,16 @@ def _kv_type(models: Models, below: Setup) -> list[Variant] | str:
     kv_type = next((name for name in ("q8_0", "u8") if name in row.kv_types), None)
     if kv_type is None:
         return f"{row.title} has no 8 bits for keys and values"
+    if below.prefill_with is not None:
+        return "two engines hand over keys and values as f16"
     return [Variant("KV cache in 8 bits", replace(below, kv_type=kv_type, flash_attention=True))]
 
 
 def _student(models: Models, below: Setup) -> list[Variant] | str:
     if models.student is None:
         return "no student was given (--student); edge convert --keep-layers makes one"
-    found = _on_engines(models, models.student, replace(below, draft=None), with_below=True)
+    kv_type = None if below.kv_type == "f32" else below.kv_type
+    found = _on_engines(models, models.student, replace(below, draft=None, kv_type=kv_type), with_below=True)
     kind = models.student.quantisation
     return [Variant(f"fewer layers, {kind}, {one.title}", one.setup) for one in found] or f"no engine here runs {kind}"
 

@@ -85,7 +85,7 @@ def engines_with(kv_type: str, artifact: Artifact, cpu: Cpu) -> list[str]:
     return [
         name
         for name, row in ENGINES.items()
-        if artifact.format in row.formats and kv_type in row.kv_types and not _missing(row, kv_type, cpu)
+        if row.is_automatic and artifact.format in row.formats and kv_type in row.kv_types and not _missing(row, kv_type, cpu)
     ]
 
 
@@ -97,13 +97,6 @@ def _missing(row: EngineRow, kv_type: str, cpu: Cpu) -> str:
 
 def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow, cpu: Cpu) -> None:
     facts = artifact.facts
-    usual = facts.kv_type or "f16"
-    types = request.kv_type_k or usual, request.kv_type_v or usual
-    if not row.kv_mixed and types[0] != types[1]:
-        raise UsageError(
-            f"Keys as {types[0]} and values as {types[1]} are asked for; {row.title} stores both in one type.",
-            "Set both: --kv-type does.",
-        )
     for name, width in ((request.kv_type_k, facts.head_dim_k), (request.kv_type_v, facts.head_dim_v)):
         if name in (None, facts.kv_type):
             continue
@@ -130,3 +123,10 @@ def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow, cpu
                 f"packs {KV_BLOCKS[name][0]} at a time.",
                 "Use --kv-type f16.",
             )
+    usual = facts.kv_type or "f16"
+    keys, values = request.kv_type_k or usual, request.kv_type_v or usual
+    if not row.kv_mixed and keys != values:
+        raise UsageError(
+            f"{row.title} stores keys and values in one type, and this asks for {keys} and {values}.",
+            f"Use --kv-type {keys if keys != usual else values}, or give kv_type_k and kv_type_v the same value.",
+        )

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
 from edge.plan.apply_tuning import compared_text, engine_text, explain_tuning, measured_target, speeds_text, tuned_request
-from edge.plan.checks import check_model, check_request
+from edge.plan.checks import check_model, check_request, engines_with
 from edge.plan.fitting import Fit, Fitting
 from edge.plan.memory import memory_model
 from edge.plan.placement import Placement, Target, place, place_on
 from edge.plan.receipt import Choice, Plan, PlanRequest
 from edge.plan.shortage import shortage
 from edge.plan.tuning import Lookup
+from edge.registry import ENGINES
 from edge.units import size_text
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def plan_at(
     tuned: Lookup | None = None,
 ) -> Plan:
     """As `make_plan`, of a request that was checked, for a model whose usual engine and its accelerators are found."""
+    placement = _placement_with_kv_type(placement, device, artifact, request)
     tuning = tuned.tuning if tuned is not None else None
     faster = None
     if tuning is not None and request.backend is None and tuning.backend != placement.row.name:
@@ -98,6 +100,19 @@ def plan_at(
     except (UsageError, BackendUnavailableError, ModelTooLargeError):
         return plan
     return plan if plan.n_ctx >= usual.n_ctx else usual
+
+
+def _placement_with_kv_type(placement: Placement, device: DeviceProfile, artifact: Artifact, request: PlanRequest) -> Placement:
+    """Return the placement on another engine where only that has the types of keys and values that are asked for."""
+    asked = {name for name in (request.kv_type_k, request.kv_type_v) if name is not None}
+    if request.backend is not None or not placement.row.kv_types or asked <= {*placement.row.kv_types}:
+        return placement
+    for engine in ENGINES:
+        if all(engine in engines_with(name, artifact, device.cpu) for name in asked):
+            other = place_on(device, artifact, request, engine, "cpu")
+            if other is not None:
+                return replace(other, reason=f"the engine here that stores keys and values as {' and '.join(sorted(asked))}")
+    return placement
 
 
 def _plan_on(

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -53,7 +53,6 @@ _Batch = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 _Speed = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 _Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-_CacheType = KVType | Literal["f32"]
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,8 +82,8 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     threads_batch: _Count
     n_ubatch: _Batch
     flash_attention: bool
-    kv_type_k: _CacheType
-    kv_type_v: _CacheType
+    kv_type_k: KVType
+    kv_type_v: KVType
     decode_tokens_per_s: _Speed
     prefill_tokens_per_s: _Speed
     default_decode_tokens_per_s: _Speed

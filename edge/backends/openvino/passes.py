@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KV_TYPES", "Passes", "Piece", "open_passes"]
 
-IN_FLOATS = ("bf16", "f32")
+_IN_FLOATS = ("bf16", "f32")
 """Types of keys and values with which inputs of products stay floats; with others they are rounded to 8 bits."""
 
-KV_TYPES = ("f16", "u8", *IN_FLOATS)
+KV_TYPES = ("f16", "u8", *_IN_FLOATS)
 _KV_GROUP = 32  # numbers of a key or value in 8 bits that share a scale and a zero point
 _TRIED = 48  # tokens; more than one block
 
@@ -59,10 +59,12 @@ def open_passes(ov: Any, header: GGUFHeader, plan: Plan, cache_dir: Path | None 
         )
     path = plan.artifact.path
     shape = read_shape(header, path, plan.n_ctx)
-    tensors = Tensors(path, header, in_floats=plan.kv_type_k in IN_FLOATS)
+    tensors = Tensors(path, header, in_floats=plan.kv_type_k in _IN_FLOATS)
     if plan.accelerator != "cpu":
         device = find_device(ov, plan.accelerator)
-        properties = {"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": plan.kv_type_k}
+        properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": plan.kv_type_k}
+        if plan.kv_type_k == "f32":  # otherwise the device's own choice
+            properties |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
         passes = StatefulPasses(ov, shape, tensors, plan, device=device, properties=properties)
         return passes, f"stateful: on {passes.device_name}, which has not been tested"
     try:
@@ -192,6 +194,6 @@ def _properties(plan: Plan) -> dict[str, Any]:
         # Attention on keys and values in bfloat16 is computed in it, and then the plug-in computes everything in it.
         "INFERENCE_PRECISION_HINT": "bf16" if kv_type == "bf16" else "f32",
         "KV_CACHE_PRECISION": kv_type,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if kv_type in IN_FLOATS else 32,  # inputs of products in 8 bits
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if kv_type in _IN_FLOATS else 32,  # inputs of products in 8 bits
         **(by_token if kv_type == "u8" else {}),
     }

@@ -25,7 +25,7 @@ class Tensors:
     Args:
         path: of the file.
         header: of it.
-        in_floats: products are computed in floats, see `edge.backends.openvino.weights`.
+        in_floats: products are computed in floats, see `edge.backends.openvino.weights`; an attribute, too.
     """
 
     def __init__(self, path: Path, header: GGUFHeader, *, in_floats: bool = False) -> None:

@@ -133,6 +133,7 @@ def test_a_step_is_taken_if_it_is_faster(models: Models, tmp_path: Path, monkeyp
     assert done.is_complete
     assert settings_of(done, with_loss=False) == {
         "backend": "fake", "kv.enabled": True, "chat.read_ahead": True, "engine.speculate": False, "threads": 1,
+        "kv_type_k": None, "kv_type_v": None, "engine.prefill_with": None, "engine.draft": None,
     }  # fmt: skip
     best = best_of(done, ("start", "lossless"))
     assert best is not None
@@ -268,7 +269,7 @@ def test_packed_weights_are_computed_in_floats_where_an_engine_can(
     pytest.importorskip("openvino")
     by_name = {step.name: step for step in STEPS}
     assert isinstance(by_name["floats"].variants(models, naive_setup(models)), str)  # nothing is packed
-    both = changed(models, engines=("llamacpp", "openvino"), packed=(models.start,))
+    both = changed(models, engines=("llamacpp", "openvino"), packed=(models.start,), source=models.start)
     (found,) = by_name["floats"].variants(both, naive_setup(both))
     assert isinstance(found, Variant)
     assert (found.title.partition(" ")[2], found.setup.backend) == ("in floats, OpenVINO", "openvino")
@@ -282,6 +283,11 @@ def test_packed_weights_are_computed_in_floats_where_an_engine_can(
 
     done = climbed(both, tmp_path, monkeypatch, of)
     assert "floats" in [one.name for one in done.rungs if one.is_taken]
+    assert isinstance(by_name["draft"].variants(changed(both, draft=models.start), found.setup), str)  # it is the model
+    other = changed(both, source=None)
+    assert isinstance(
+        by_name["floats"].variants(other, naive_setup(other)), str
+    )  # another quantisation is not the same weights
     found_settings = settings_of(done, with_loss=False)
     assert (found_settings["backend"], found_settings["kv_type_k"]) == ("openvino", "f32")
 

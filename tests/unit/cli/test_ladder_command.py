@@ -12,6 +12,7 @@ import pytest
 from edge.bench import ladder as ladder_module
 from edge.bench.ladder_steps import STEPS
 from edge.config import load_settings
+from edge.config.toml import set_in_file
 from tests.unit.bench.fakes import write_gguf
 from tests.unit.cli.conftest import Call
 
@@ -28,6 +29,8 @@ def test_steps_are_shown_plotted_and_written(call: Call, tmp_path: Path) -> None
         folder.mkdir(parents=True)
         os.utime(folder, (time.time() - 3600 * hours,) * 2)
     model, plot, table = write_gguf(tmp_path / "tiny.gguf", n_ctx=8192), tmp_path / "ladder.svg", tmp_path / "ladder.md"
+    for key, value in (("kv_type_k", "f32"), ("engine.prefill_with", "openvino")):  # of an earlier ladder
+        set_in_file(load_settings().paths.config_file, key.split("."), value)
     done = call(
         "ladder", str(model), "--backend", "fake", "--work", "least", "--json", "--plot", str(plot), "--write", "same",
         "--student", str(model), "--markdown", str(table),
@@ -48,6 +51,8 @@ def test_steps_are_shown_plotted_and_written(call: Call, tmp_path: Path) -> None
     settings = load_settings()
     assert (settings.backend, settings.kv.enabled, settings.threads) == ("fake", False, 1)
     assert settings.model == "smollm2-135m"  # fewer layers only if asked
+    assert (settings.kv_type_k, settings.engine.prefill_with) == (None, None)
+    assert "kv_type_k removed, engine.prefill_with removed" in done.err
     # Nothing is left of what it stored, nor of what a killed run did.
     assert [path.name for path in settings.paths.cache_dir.glob("ladder-*")] == ["ladder-running"]
 

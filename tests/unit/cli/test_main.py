@@ -342,7 +342,7 @@ def test_completion_offers_the_values_of_options_and_settings() -> None:
     assert complete("edge config set window d") == ["drop"]
     assert complete("edge config set kv.enabled ") == ["true", "false"]
     assert set(complete("edge config set backend ")) >= {"llamacpp", "auto"}
-    assert complete("edge config set kv_type_k f") == ["f16"]
+    assert complete("edge config set kv_type_k f") == ["f16", "f32"]
     assert not any(complete("edge config set sampling.temperature "))
     assert complete("edge run -s window=r") == ["window=refuse"]
     assert "chat.theme=nord" in complete("edge run -s chat.theme=no")

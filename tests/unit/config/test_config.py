@@ -194,7 +194,7 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_nearest(config: Path, t
         ("[kv]\nbudget_gb = 1e300", 2, "kv.budget_gb", "a number from 0 to"),
         ("context = true", 1, "context cannot be true", "a whole number"),
         ('window = "forget"', 1, 'window cannot be "forget"', '"drop", "refuse", "summarise"'),
-        ("kv_type_k = 8", 1, "kv_type_k cannot be 8", '"f16", "q4_0", "q8_0"'),
+        ("kv_type_k = 8", 1, "kv_type_k cannot be 8", '"f16", "f32", "q4_0", "q8_0"'),
         ('[sampling]\ntop_k = "many"', 2, "sampling.top_k", "a whole number"),
         ('[sampling]\ntop_p = "0.5"', 2, "sampling.top_p", "a number"),
         ("[sampling]\ntop_p = 1.5", 2, "top_p is 1.5", "from 0 to 1"),

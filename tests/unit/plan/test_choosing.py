@@ -284,6 +284,21 @@ def test_an_engine_that_was_not_faster_is_said_too() -> None:
     assert "measured" not in next(choice.reason for choice in asked.choices if choice.what == "backend")
 
 
+def test_a_kv_type_chooses_the_engine_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.backends.openvino.support.why_not", lambda artifact: "")
+    asked = {"kv_type_k": "f32", "kv_type_v": "f32"}
+    for tuned in ({}, {"gguf": Lookup(tuning_of("openvino", 50.0))}):
+        plan = choose(both_engines(), gguf(), tuned=tuned, **asked)
+        assert (plan.backend, plan.kv_type_k) == ("openvino", "f32")
+        said = next(choice.reason for choice in plan.choices if choice.what == "backend")
+        assert said == "the engine here that stores keys and values as f32", "what was measured was another type"
+    with pytest.raises(UsageError, match="cannot store a KV cache as f32"):
+        choose(device("raspberry-pi-5", llamacpp=("cpu",)), gguf(), **asked)
+    with pytest.raises(UsageError) as refused:
+        choose(both_engines(), gguf(), backend="llamacpp", **asked)
+    assert str(refused.value.hint).endswith("For f32: --backend openvino."), "nor the engine of the tests"
+
+
 def test_a_faster_engine_never_costs_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.backends.openvino.support.why_not", lambda artifact: "")
     tuned = {"gguf": Lookup(tuning_of("openvino", 50.0))}
