@@ -1,9 +1,9 @@
 """Read-ahead: a message is prefilled while it is being written, so that its reply begins sooner.
 
-Once typing pauses, the conversation, the attachments and the text so far are prefilled in the background, as far as the tokens
-cannot change any more; behind a whole sentence, at once and to the end of the prompt, since the next key may send it. What is
-edited afterwards costs only its own prefill; sending ends it, and the reply reuses what is there. Nothing is stored on the disk
-before the message is sent. It waits while replies are generated, and leaves the battery alone.
+Once typing pauses, and every second without a pause, the conversation, the attachments and the text so far are prefilled in the
+background, as far as the tokens cannot change any more; behind a whole sentence, at once and to the end of the prompt, as the
+next key may send it. What is edited afterwards costs only its own prefill; sending ends it, and the reply reuses what is there.
+Nothing is stored on the disk before the message is sent. It waits while replies are generated, and leaves the battery alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = ["ReadAhead"]
 
 _PAUSE_S = 0.4
 _SENTENCE_PAUSE_S = 0.05  # Enter may be the next key
+_LONGEST_S = 1.0  # of typing without a pause
 _POWER_S = 10.0  # between two looks at the battery
 
 
@@ -53,6 +54,7 @@ class ReadAhead:
     def __init__(self, screen: ChatScreen) -> None:
         self._screen = screen
         self._timer: Timer | None = None
+        self._typed_since: float | None = None  # the oldest key that no prefill has looked at
         self._draft: _Draft | None = None  # prefilled last, or now
         self._reply: Reply | None = None  # its prefill, while that runs
         self._is_running = False
@@ -64,7 +66,7 @@ class ReadAhead:
         return self._timer is not None or self._is_running
 
     def touch(self, pause_s: float | None = None) -> None:
-        """Prefill what is in the composer once typing pauses, and stop what no longer fits it.
+        """Prefill what is in the composer once typing pauses, or has gone on for long; stop what no longer fits it.
 
         Args:
             pause_s: the pause, in seconds; None is the usual one. Speech is not typed on.
@@ -82,10 +84,15 @@ class ReadAhead:
         if self._is_message:
             is_whole = ends_sentence(self._screen.composer.text.rstrip())
             usual_s = _SENTENCE_PAUSE_S if is_whole else _PAUSE_S
-            self._timer = self._screen.set_timer(usual_s if pause_s is None else pause_s, self._pause)
+            now = time.monotonic()
+            self._typed_since = now if self._typed_since is None else self._typed_since
+            left_s = max(_SENTENCE_PAUSE_S, self._typed_since + _LONGEST_S - now)
+            self._timer = self._screen.set_timer(min(left_s, usual_s if pause_s is None else pause_s), self._pause)
+        else:
+            self._typed_since = None
 
     def _pause(self) -> None:
-        self._timer = None
+        self._timer = self._typed_since = None
         if not self._is_running:
             self._is_running = True
             self._screen.run_guarded(self._run)

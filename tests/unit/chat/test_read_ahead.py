@@ -97,6 +97,24 @@ async def test_what_is_typed_is_prefilled_and_reused(prefills: Prefills) -> None
         assert usage(app).n_prompt > len(LONG)
 
 
+async def test_typing_without_a_pause_does_not_put_it_off(prefills: Prefills, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_chat.read_ahead._PAUSE_S", 60.0)
+    monkeypatch.setattr("edge_chat.read_ahead._LONGEST_S", 0.3)
+    app = fake_app(settings=ON)
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        composer = app.chat_screen.composer
+        composer.attach(Attachment("notes.txt", LONG))
+        for _ in range(400):  # keys come faster than any pause
+            composer.input.insert("key ")
+            await pilot.pause(0.01)
+            if len(prefills.asked) > 1:
+                break
+        assert len(prefills.asked) > 1, "and again for what was typed since"
+        assert all(texts == (LONG,) for _, texts in prefills.asked)
+        composer.load("")
+
+
 async def test_it_can_be_turned_off(prefills: Prefills) -> None:
     app = fake_app(settings={"chat.read_ahead": False})
     async with app.run_test() as pilot:
