@@ -86,7 +86,7 @@ class ReadAhead:
             usual_s = _SENTENCE_PAUSE_S if is_whole else _PAUSE_S
             now = time.monotonic()
             self._typed_since = now if self._typed_since is None else self._typed_since
-            left_s = max(_SENTENCE_PAUSE_S, self._typed_since + _LONGEST_S - now)
+            left_s = max(0.0, self._typed_since + _LONGEST_S - now)
             self._timer = self._screen.set_timer(min(left_s, usual_s if pause_s is None else pause_s), self._pause)
         else:
             self._typed_since = None
