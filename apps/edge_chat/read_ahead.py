@@ -86,8 +86,11 @@ class ReadAhead:
             usual_s = _SENTENCE_PAUSE_S if is_whole else _PAUSE_S
             now = time.monotonic()
             self._typed_since = now if self._typed_since is None else self._typed_since
-            left_s = max(0.0, self._typed_since + _LONGEST_S - now)
-            self._timer = self._screen.set_timer(min(left_s, usual_s if pause_s is None else pause_s), self._pause)
+            wait_s = min(self._typed_since + _LONGEST_S - now, usual_s if pause_s is None else pause_s)
+            if wait_s > 0:
+                self._timer = self._screen.set_timer(wait_s, self._pause)
+            else:  # a timer of no time is an error now and then
+                self._pause()
         else:
             self._typed_since = None
 
