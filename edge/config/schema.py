@@ -244,7 +244,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     parallel: Annotated[int, msgspec.Meta(ge=1, le=255)] | None = None
-    max_gap_ms: Annotated[float, msgspec.Meta(ge=1)] = 250.0
+    max_gap_ms: Annotated[float, msgspec.Meta(ge=1)] = 150.0
     speculate: bool = True
     draft: str | None = None
     prefill_with: str | None = None

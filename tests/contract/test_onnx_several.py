@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -308,7 +309,11 @@ def test_a_scheduler_writes_replies_together_and_goes_on_when_it_is_held_back(ti
         """The replies to two prompts, and how many passes were for both."""
         backend = OnnxBackend(onnx_plan(tiny_onnx("onnx")))
         n_together, n_threads = 0, {1}
-        real = backend.passes.compute_neighbours
+        real, real_prefill, are_there = backend.passes.compute_neighbours, backend.prefill, threading.Event()
+
+        def wait(*arguments: Any, **options: Any) -> Any:
+            assert are_there.wait(600)
+            return real_prefill(*arguments, **options)
 
         def count(first: int, lengths: list[int], tokens: dict[int, int]) -> Any:
             nonlocal n_together
@@ -320,15 +325,18 @@ def test_a_scheduler_writes_replies_together_and_goes_on_when_it_is_held_back(ti
             return logits
 
         backend.passes.compute_neighbours = count  # type: ignore[method-assign]
+        backend.prefill = wait  # type: ignore[method-assign]
         scheduler = Scheduler(backend)
         ended: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(2)]
         replies: list[tuple[int, ...]] = []
         try:
             for first in range(0, 2, n_at_once):
                 several = range(first, first + n_at_once)
+                are_there.clear()
                 for n in several:
                     listener = ended[n].put
                     scheduler.submit(Generation(text(n, 30 + n), Sampling(temperature=0, max_tokens=20), listener))
+                are_there.set()
                 for n in several:
                     while not isinstance(event := ended[n].get(timeout=600), Finished):
                         assert not isinstance(event, Failed), event

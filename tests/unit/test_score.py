@@ -18,6 +18,8 @@ from edge.backends.fake import FakeBackend
 from edge.errors import BackendError, ContextFullError, UsageError
 
 CHOICES = ["yes", "no", "not at all", "z"]
+ENDS = (257, 258)
+"""Tokens of the fake engine that end a reply."""
 
 
 class Undecided(FakeBackend):
@@ -162,7 +164,8 @@ def test_a_batch_takes_far_fewer_passes_in_packs(monkeypatch: pytest.MonkeyPatch
 def test_replies_beside_it_go_the_usual_way_and_what_is_scored_is_right(make: Callable[..., Assistant]) -> None:
     assistant = make(n_seq=4, n_ctx=8192)
     expected = [one.total for one in assistant.score("Really?", CHOICES).choices]
-    with assistant.generate("Talk", max_tokens=3000, max_repeats=0) as reply:
+    endless = dict.fromkeys(ENDS, -math.inf)
+    with assistant.generate("Talk", max_tokens=3000, max_repeats=0, logit_bias=endless) as reply:
         found = [one.total for one in assistant.score("Really?", CHOICES).choices]
         assert not reply.is_done
     assert found == pytest.approx(expected, abs=1e-4)
