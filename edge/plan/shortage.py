@@ -62,7 +62,7 @@ def _nearest(fitting: Fitting, targets: Sequence[Target]) -> str:
     if request.context is not None:
         asked = [name for name in (request.kv_type_k, request.kv_type_v) if name is not None]
         is_exact = not any(is_smaller(name, "f16") for name in asked)
-        smaller = fitting.smaller_kv_types(next((name for name in asked if name == "f32"), "")) if is_exact else ()
+        smaller = fitting.smaller_kv_types("f32" if "f32" in asked else "") if is_exact else ()
         kv_type = next((name for name in smaller if fits(kv_type_k=name, kv_type_v=name)), None)
         if kv_type is not None:
             offers.append(f"--kv-type {kv_type}")
