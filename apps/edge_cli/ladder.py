@@ -180,13 +180,14 @@ def _models(app: App, settings: Settings, name: str, options: dict[str, Any], fo
             start = unpacked(packed, folder, _ENTRY, device.cpu.usable_logical, device.memory.available_bytes)
         except ModelTooLargeError as error:
             output.note(output.plain(f"{error.message} So the first step has the weights as they are packed."))
+    source = packed if start is not None else None
     return Models(
         device=device,
         start=start or packed,
-        packed=(packed, *others) if start is not None else tuple(others),
-        source=packed if start is not None else None,
+        packed=(packed, *others) if source is not None else tuple(others),
+        source=source,
         student=student,
-        draft=draft or student or (packed if start is not None else None),
+        draft=draft or student or source,
         engines=backends,
     )
 
@@ -303,6 +304,5 @@ def _write(settings: Settings, result: Ladder, *, with_loss: bool) -> None:
             written.append(f"{name} = {value}")
         elif unset_in_file(file, split_key(name)):
             written.append(f"{name} removed")
-    what = ", ".join(written)
-    output.note(output.plain(f"Written to {settings.paths.config_file}: {what}."))
+    output.note(output.plain(f"Written to {file}: {', '.join(written)}."))
     output.note("Undo one with: edge config unset NAME. Batch and attention: edge tune")

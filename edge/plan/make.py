@@ -107,8 +107,9 @@ def _placement_with_kv_type(placement: Placement, device: DeviceProfile, artifac
     asked = {name for name in (request.kv_type_k, request.kv_type_v) if name is not None}
     if request.backend is not None or not placement.row.kv_types or asked <= {*placement.row.kv_types}:
         return placement
+    able = [engines_with(name, artifact, device.cpu) for name in asked]
     for engine in ENGINES:
-        if all(engine in engines_with(name, artifact, device.cpu) for name in asked):
+        if all(engine in names for names in able):
             other = place_on(device, artifact, request, engine, "cpu")
             if other is not None:
                 return replace(other, reason=f"the engine here that stores keys and values as {' and '.join(sorted(asked))}")

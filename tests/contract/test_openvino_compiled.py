@@ -57,7 +57,7 @@ def answer(backend: OpenVINOBackend) -> tuple[npt.NDArray[np.float32], dict[str,
     ("kind", "kv_type"),
     [
         ("Q4_0", "f16"), ("Q4_1", "f16"), ("Q4_1", "u8"), ("Q4_1", "f32"), pytest.param("Q4_1", "bf16", marks=HAS_AMX),
-        ("gemma3", "f16"), ("gemma3", "u8"), ("llama longrope", "f16"),
+        ("gemma3", "f16"), ("gemma3", "u8"), ("llama longrope", "f16"), ("llama longrope", "u8"),
     ],
 )  # fmt: skip
 def test_a_stored_model_computes_the_same_bits(load: Open, tmp_path: Path, kind: str, kv_type: str) -> None:

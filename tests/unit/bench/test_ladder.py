@@ -284,10 +284,8 @@ def test_packed_weights_are_computed_in_floats_where_an_engine_can(
     done = climbed(both, tmp_path, monkeypatch, of)
     assert "floats" in [one.name for one in done.rungs if one.is_taken]
     assert isinstance(by_name["draft"].variants(changed(both, draft=models.start), found.setup), str)  # it is the model
-    other = changed(both, source=None)
-    assert isinstance(
-        by_name["floats"].variants(other, naive_setup(other)), str
-    )  # another quantisation is not the same weights
+    other = changed(both, source=None)  # packed is another quantisation then, which is not the same weights
+    assert isinstance(by_name["floats"].variants(other, naive_setup(other)), str)
     found_settings = settings_of(done, with_loss=False)
     assert (found_settings["backend"], found_settings["kv_type_k"]) == ("openvino", "f32")
 
